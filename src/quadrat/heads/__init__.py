@@ -1,0 +1,1 @@
+"""What reads a feature or a region."""

@@ -1,0 +1,1 @@
+"""Loss terms, and the weighting that turns named terms into one number."""

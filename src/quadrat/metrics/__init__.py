@@ -1,0 +1,1 @@
+"""Evaluators: update(detections, targets), compute() -> named numbers."""

@@ -1,0 +1,1 @@
+"""One class per meta-architecture; a paper is a config of one of them."""

@@ -1,0 +1,1 @@
+"""Parts that turn feature maps into better feature maps, under the backbones' contract."""

@@ -1,0 +1,286 @@
+"""What travels between the parts: the truth of one image, a padded batch, and the detections of one image.
+
+Conventions, obeyed everywhere:
+
+* boxes: float32 ``(..., 4)`` x1 y1 x2 y2 in pixels of the image tensor, continuous, x2 and y2 exclusive
+  (a Pascal VOC file is 1-based and inclusive: subtract 1 from x1 and y1 only);
+* labels: int64, 1..C; 0 is background and padding;
+* masks: polygons or RLE until the device, bool planes only where a model needs planes;
+* keypoints: float32 ``(..., K, 3)`` x, y, visibility 0 unlabelled / 1 hidden / 2 visible, continuous coordinates;
+* semantic map: uint8 in storage, int64 in a loss; 0 is background, 255 is ignored;
+* images: uint8 RGB until they are on the device and normalised there; padded right and bottom.
+
+Letters in shapes: B images, C classes, H W height width, M objects, R regions, A anchors, L levels, K joints, T tokens,
+D channels, N detections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = 255
+"""The value of a pixel without a class in every semantic map."""
+
+Polygons = list[np.ndarray]
+"""One object's outline: float32 arrays ``(points, 2)`` of x, y in pixels."""
+
+Mask = Polygons | dict[str, Any]
+"""Polygons, or COCO's compressed RLE ``{"size": [H, W], "counts": bytes}``; an empty list is an object without a mask."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a data set names: its classes (labels 1..C in this order), their ids in its own files, and its joints."""
+
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...] = ()
+    joints: tuple[str, ...] = ()
+    flip_pairs: tuple[tuple[int, int], ...] = ()
+    limbs: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise ValueError("a data set needs at least one class, got none")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"class names must differ, got {list(self.classes)}")
+        if not self.category_ids:
+            object.__setattr__(self, "category_ids", tuple(range(1, len(self.classes) + 1)))
+        if len(self.category_ids) != len(self.classes):
+            raise ValueError(f"{len(self.classes)} classes need as many category ids, got {len(self.category_ids)}")
+
+    def name(self, label: int) -> str:
+        """The class of a label 1..C."""
+        return self.classes[label - 1]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """One image's truth, checked when made; every per-object field has M rows in the same order.
+
+    ``boxes`` (M, 4), ``labels`` (M,), ``ignore`` (M,) true for VOC's difficult and COCO's crowd, ``areas`` (M,) in pixels,
+    ``size`` and ``original_size`` (H, W), ``keypoints`` (M, K, 3), ``semantic`` (H, W) uint8.
+    Raises ValueError naming the image, the row and the value when something is outside the conventions.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    size: tuple[int, int]
+    image_id: int | str
+    original_size: tuple[int, int]
+    ignore: Tensor
+    areas: Tensor
+    masks: tuple[Mask, ...] | None = None
+    keypoints: Tensor | None = None
+    captions: tuple[str, ...] | None = None
+    semantic: Tensor | None = None
+
+    @classmethod
+    def make(
+        cls,
+        boxes: Any,
+        labels: Any,
+        size: tuple[int, int],
+        image_id: int | str,
+        *,
+        ignore: Any = None,
+        areas: Any = None,
+        original_size: tuple[int, int] | None = None,
+        **optional: Any,
+    ) -> Targets:
+        """Build from lists, arrays or tensors; areas default to the boxes' own, ignore to none."""
+        boxes = torch.as_tensor(np.asarray(boxes, dtype=np.float32)).reshape(-1, 4)
+        labels = torch.as_tensor(np.asarray(labels, dtype=np.int64)).reshape(-1)
+        if ignore is None:
+            ignore = np.zeros(len(boxes), dtype=bool)
+        if areas is None:
+            areas = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).numpy()
+        return cls(
+            boxes=boxes,
+            labels=labels,
+            size=size,
+            image_id=image_id,
+            original_size=original_size or size,
+            ignore=torch.as_tensor(np.asarray(ignore, dtype=bool)).reshape(-1),
+            areas=torch.as_tensor(np.asarray(areas, dtype=np.float32)).reshape(-1),
+            **optional,
+        )
+
+    def __post_init__(self) -> None:
+        self._check_rows()
+        self._check_boxes()
+        if len(self.labels) and int(self.labels.min()) < 1:
+            raise ValueError(f"image {self.image_id}: labels are 1..C (0 is background), got {self.labels.tolist()}")
+        if self.keypoints is not None and (self.keypoints.ndim != 3 or self.keypoints.shape[2] != 3):
+            raise ValueError(f"image {self.image_id}: keypoints are (M, K, 3), got {tuple(self.keypoints.shape)}")
+        if self.semantic is not None and tuple(self.semantic.shape) != self.size:
+            raise ValueError(
+                f"image {self.image_id}: semantic map {tuple(self.semantic.shape)} is not the image's size {self.size}"
+            )
+
+    def _check_rows(self) -> None:
+        for name in ("labels", "ignore", "areas", "masks", "keypoints", "captions"):
+            rows = getattr(self, name)
+            if rows is not None and len(rows) != len(self.boxes):
+                raise ValueError(f"image {self.image_id}: {len(self.boxes)} boxes but {len(rows)} rows of {name}")
+
+    def _check_boxes(self) -> None:
+        height, width = self.size
+        limit = torch.tensor([width, height, width, height], dtype=torch.float32)
+        inside = (self.boxes >= -0.01) & (self.boxes <= limit + 0.01)
+        ordered = self.boxes[:, 2:] > self.boxes[:, :2]
+        good = inside.all(1) & ordered.all(1)  # NaN fails every comparison
+        if not bool(good.all()):
+            row = int((~good).nonzero()[0])
+            problem = "degenerate (x2 > x1 and y2 > y1 wanted)" if inside[row].all() else "outside the image"
+            raise ValueError(
+                f"image {self.image_id}: box {row} {self.boxes[row].tolist()} is {problem}, image is {width}x{height} (WxH)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def rows(self, keep: Sequence[int]) -> Targets:
+        """The same image with only these objects, in this order."""
+        index = torch.as_tensor(keep, dtype=torch.long)
+        return replace(
+            self,
+            boxes=self.boxes[index],
+            labels=self.labels[index],
+            ignore=self.ignore[index],
+            areas=self.areas[index],
+            masks=None if self.masks is None else tuple(self.masks[i] for i in keep),
+            keypoints=None if self.keypoints is None else self.keypoints[index],
+            captions=None if self.captions is None else tuple(self.captions[i] for i in keep),
+        )
+
+    def boxes_at(self, size: tuple[int, int]) -> Tensor:
+        """The boxes (M, 4) in the frame of the same image at another size (H, W)."""
+        return self.boxes * scale_between(self.size, size)
+
+    def areas_at(self, size: tuple[int, int]) -> Tensor:
+        """The areas (M,) in pixels of the same image at another size (H, W)."""
+        return self.areas * (size[0] * size[1]) / (self.size[0] * self.size[1])
+
+
+class Sample(NamedTuple):
+    """One picture uint8 RGB (H, W, 3) and its truth in the same frame."""
+
+    image: np.ndarray
+    targets: Targets
+
+
+def scale_between(source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """Factors (4,) that carry x1 y1 x2 y2 from an image of size (H, W) to the same image at another size."""
+    y, x = target[0] / source[0], target[1] / source[1]
+    return torch.tensor([x, y, x, y], dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B images padded to one size, and their truth padded to M objects; ``valid`` tells the objects from the padding.
+
+    ``images`` (B, 3, H, W) uint8, ``sizes`` and ``original_sizes`` (B, 2) float32 height and width, ``boxes`` (B, M, 4),
+    ``labels`` (B, M), ``ignore`` (B, M), ``valid`` (B, M). ``targets`` keeps the ragged truth on the host: for metrics,
+    pictures, and the fields that are rasterised late (masks, captions).
+    """
+
+    images: Tensor
+    sizes: Tensor
+    original_sizes: Tensor
+    boxes: Tensor
+    labels: Tensor
+    ignore: Tensor
+    valid: Tensor
+    targets: tuple[Targets, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @classmethod
+    def collate(cls, samples: Sequence[Sample], *, divisor: int = 32) -> Batch:
+        """Pad images right and bottom to a multiple of ``divisor`` pixels, and objects to the largest M (at least 1)."""
+        if not samples:
+            raise ValueError("a batch needs at least one sample")
+        targets = tuple(sample.targets for sample in samples)
+        tallest = max(t.size[0] for t in targets)
+        widest = max(t.size[1] for t in targets)
+        height, width = -(-tallest // divisor) * divisor, -(-widest // divisor) * divisor
+        images = np.zeros((len(samples), height, width, 3), dtype=np.uint8)
+        for canvas, sample in zip(images, samples, strict=True):
+            canvas[: sample.image.shape[0], : sample.image.shape[1]] = sample.image
+        most = max(1, *(len(t) for t in targets)) if targets else 1
+        return cls(
+            images=torch.from_numpy(images).permute(0, 3, 1, 2),  # channels-last in memory
+            sizes=torch.tensor([t.size for t in targets], dtype=torch.float32),
+            original_sizes=torch.tensor([t.original_size for t in targets], dtype=torch.float32),
+            boxes=_padded([t.boxes for t in targets], most),
+            labels=_padded([t.labels for t in targets], most),
+            ignore=_padded([t.ignore for t in targets], most),
+            valid=_padded([torch.ones(len(t), dtype=torch.bool) for t in targets], most),
+            targets=targets,
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch with its tensors on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; torch's loader calls this."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Any) -> Batch:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "targets"}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+
+
+def _padded(rows: list[Tensor], length: int) -> Tensor:
+    """Stack ragged rows into (B, length, ...) with zeros behind."""
+    out = rows[0].new_zeros((len(rows), length, *rows[0].shape[1:]))
+    for slot, row in zip(out, rows, strict=True):
+        slot[: len(row)] = row
+    return out
+
+
+@dataclass(frozen=True)
+class Detections:
+    """One image's result, best first: ``boxes`` (N, 4), ``scores`` (N,), ``labels`` (N,) in a frame of ``size`` (H, W)."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, keep: Any) -> Detections:
+        """Filter or reorder by a mask, an index tensor or a slice."""
+        return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep])
+
+    def rescaled(self, size: tuple[int, int]) -> Detections:
+        """The same detections in the frame of the same image at another size (H, W)."""
+        factors = scale_between(self.size, size).to(self.boxes.device)
+        return replace(self, boxes=self.boxes * factors, size=size)
+
+    def cpu(self) -> Detections:
+        """The same detections on the host."""
+        return replace(self, boxes=self.boxes.cpu(), scores=self.scores.cpu(), labels=self.labels.cpu())
+
+    def to_coco(self, image_id: int | str, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+        """COCO result entries: ``bbox`` is x, y, width, height and ``category_id`` the data set's own id."""
+        boxes, scores, labels = self.boxes.tolist(), self.scores.tolist(), self.labels.tolist()
+        return [
+            {
+                "image_id": image_id,
+                "category_id": category_ids[label - 1],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": score,
+            }
+            for (x1, y1, x2, y2), score, label in zip(boxes, scores, labels, strict=True)
+        ]

@@ -1,0 +1,1 @@
+"""LightningModules, one per task, on one base with the only training step."""

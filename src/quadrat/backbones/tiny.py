@@ -1,0 +1,44 @@
+"""A residual trunk small enough to learn from scratch on two CPU cores in minutes; ours, for tests and first steps."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from quadrat.backbones.base import Backbone
+
+
+class Tiny(Backbone):
+    """Five halvings of ``width``, ``width``, 2, 4 and 8 times ``width`` channels: c1 (stride 2) to c5 (stride 32)."""
+
+    def __init__(self, width: int = 16, *, freeze_stages: int = 0, freeze_norm: bool = False) -> None:
+        widths = {"c1": width, "c2": width * 2, "c3": width * 4, "c4": width * 6, "c5": width * 8}
+        channels = [3, *widths.values()]
+        stages: dict[str, nn.Module] = {"c1": nn.Sequential(*_conv(3, width, stride=2), nn.ReLU(inplace=True))}
+        for name, before, after in zip(list(widths)[1:], channels[1:], channels[2:], strict=False):
+            stages[name] = Residual(before, after)
+        super().__init__(
+            stages,
+            out_channels=widths,
+            strides={name: 2 ** (i + 1) for i, name in enumerate(widths)},
+            freeze_stages=freeze_stages,
+            freeze_norm=freeze_norm,
+        )
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions beside a strided 1x1, halving the map: (B, D, H, W) -> (B, D', H/2, W/2)."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *_conv(before, after, stride=2), nn.ReLU(inplace=True), *_conv(after, after, stride=1)
+        )
+        self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride=2, bias=False), nn.BatchNorm2d(after))
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.body(x) + self.shortcut(x))
+
+
+def _conv(before: int, after: int, *, stride: int) -> list[nn.Module]:
+    return [nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after)]

@@ -1,0 +1,52 @@
+"""The model contract: features once, then losses and predictions from them, in training and in evaluation alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from quadrat.ops.constants import constant
+from quadrat.structures import Batch, Detections
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Model(nn.Module):
+    """``loss`` returns the terms named in ``loss_names``: scalars, unweighted, normalised as the paper says."""
+
+    loss_names: tuple[str, ...]
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        """Everything that losses and predictions share: maps by name."""
+        raise NotImplementedError
+
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[Detections]:
+        """One result per image, best first, in the frame of the batch's images."""
+        raise NotImplementedError
+
+
+class Normalise(nn.Module):
+    """Bytes to standardised floats on the device: (B, 3, H, W) uint8 -> float32; the padding becomes 0."""
+
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
+        super().__init__()
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def forward(self, images: Tensor, sizes: Tensor) -> Tensor:
+        mean = constant(self.mean, torch.float32, images.device)[:, None, None]
+        std = constant(self.std, torch.float32, images.device)[:, None, None]
+        inside = _inside(images, sizes)
+        return ((images.float() / 255 - mean) / std) * inside
+
+
+def _inside(images: Tensor, sizes: Tensor) -> Tensor:
+    """Which pixels of padded images belong to the picture: (B, 1, H, W)."""
+    y = torch.arange(images.shape[2], device=images.device)[None, :, None]
+    x = torch.arange(images.shape[3], device=images.device)[None, None, :]
+    return ((y < sizes[:, 0, None, None]) & (x < sizes[:, 1, None, None]))[:, None]

@@ -1,0 +1,124 @@
+"""Regions of one or several feature maps, resampled to one size.
+
+Regions are (B, R, 4) in pixels of the image; the result is (B * R, D, bins, bins).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision.ops import roi_pool as _roi_pool
+
+from quadrat.ops.constants import constant
+
+
+def assign_levels(
+    boxes: Tensor, strides: Sequence[int], *, canonical_size: float = 224, canonical_stride: int = 16
+) -> Tensor:
+    """Index 0..L-1 of the map each box (..., 4) is read from: bigger boxes from coarser maps (FPN, equation 1)."""
+    size = ((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])).clamp(min=0).sqrt()
+    # the epsilon puts a box of exactly twice the canonical size on the coarser map, as in torchvision
+    level = torch.floor(torch.log2(size / canonical_size) + math.log2(canonical_stride) + 1e-6)
+    return (level - math.log2(min(strides))).clamp(min=0, max=len(strides) - 1).long()
+
+
+class _Grid(NamedTuple):
+    """Where to sample on one axis: the two neighbours (R, S) and the share of the upper one (R, S); ``inside`` (R, S)."""
+
+    low: Tensor
+    high: Tensor
+    share: Tensor
+    inside: Tensor
+
+
+def roi_align(
+    maps: Sequence[Tensor],
+    strides: Sequence[int],
+    boxes: Tensor,
+    levels: Tensor,
+    *,
+    bins: int,
+    samples: int,
+    aligned: bool,
+) -> Tensor:
+    """Average of ``samples`` x ``samples`` bilinear reads in each of ``bins`` x ``bins`` cells (Mask R-CNN, section 3).
+
+    Maps are L of (B, D, H, W), levels (B, R). ``aligned`` puts pixel centres at half coordinates; without it the reads are
+    half a cell off, as in the first released models. All maps are one table of rows and every bin is one weighted bag of
+    rows, so that regions of all levels and images go through one kernel, without asking the host which is which.
+    """
+    count, regions = levels.shape
+    device = boxes.device
+    heights = constant(tuple(m.shape[-2] for m in maps), torch.long, device)  # (L,)
+    widths = constant(tuple(m.shape[-1] for m in maps), torch.long, device)
+    cells = heights * widths
+    starts = torch.cumsum(cells * count, 0) - cells * count  # first row of each level in the table
+    level = levels.reshape(-1)
+    image = torch.arange(count, device=device).repeat_interleave(regions)
+    height, width = heights[level], widths[level]  # (B*R,)
+    start = starts[level] + image * cells[level]
+    scale = 1.0 / constant(tuple(strides), torch.float32, device)[level]
+
+    scaled = boxes.float().reshape(-1, 4) * scale[:, None] - (0.5 if aligned else 0.0)
+    y = _axis(scaled[:, 1], scaled[:, 3], height, bins, samples, aligned)
+    x = _axis(scaled[:, 0], scaled[:, 2], width, bins, samples, aligned)
+    rows, shares = _corners(y, x, start, width, bins, samples)
+    table = torch.cat([m.float().permute(0, 2, 3, 1).reshape(-1, m.shape[1]) for m in maps])  # (rows, D)
+    bags = functional.embedding_bag(rows, table, per_sample_weights=shares, mode="sum")
+    return bags.reshape(-1, bins, bins, table.shape[1]).permute(0, 3, 1, 2)
+
+
+def _axis(low: Tensor, high: Tensor, length: Tensor, bins: int, samples: int, aligned: bool) -> _Grid:
+    """Sampling positions along one axis for regions [low, high) (R,) on maps of ``length`` (R,) cells."""
+    extent = high - low if aligned else (high - low).clamp(min=1.0)
+    steps = (torch.arange(bins * samples, device=low.device, dtype=low.dtype) + 0.5) / (bins * samples)
+    position = low[:, None] + extent[:, None] * steps  # (R, bins * samples)
+    last = (length - 1)[:, None]
+    inside = (position >= -1.0) & (position <= length[:, None])
+    position = torch.minimum(position.clamp(min=0), last.to(position.dtype))
+    floor = position.floor()
+    below = floor.long()
+    return _Grid(below, torch.minimum(below + 1, last), position - floor, inside)
+
+
+def _corners(y: _Grid, x: _Grid, start: Tensor, width: Tensor, bins: int, samples: int) -> tuple[Tensor, Tensor]:
+    """Rows of the table and their weights, both (R * bins * bins, samples * samples * 4)."""
+
+    def spread(grid_y: Tensor, grid_x: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, bins * samples) per axis -> (R, bins, 1, samples, 1) and (R, 1, bins, 1, samples)."""
+        shape = (-1, bins, samples)
+        return grid_y.reshape(shape)[:, :, None, :, None], grid_x.reshape(shape)[:, None, :, None, :]
+
+    inside_y, inside_x = spread(y.inside, x.inside)
+    weight = (inside_y & inside_x).float() / (samples * samples)
+    rows, shares = [], []
+    for row, share_y in ((y.low, 1 - y.share), (y.high, y.share)):
+        for column, share_x in ((x.low, 1 - x.share), (x.high, x.share)):
+            row_5d, column_5d = spread(row, column)
+            weight_y, weight_x = spread(share_y, share_x)
+            rows.append(start[:, None, None, None, None] + row_5d * width[:, None, None, None, None] + column_5d)
+            shares.append(weight * weight_y * weight_x)
+    bag = (-1, samples * samples * 4)
+    return torch.stack(rows, dim=3).reshape(bag), torch.stack(shares, dim=3).reshape(bag)
+
+
+def roi_pool(maps: Sequence[Tensor], strides: Sequence[int], boxes: Tensor, levels: Tensor, *, bins: int) -> Tensor:
+    """Largest value in each of ``bins`` x ``bins`` cells with whole-pixel borders (Fast R-CNN, section 2.1).
+
+    A region is pooled from every map with an empty box on all but its own, which keeps the shapes fixed.
+    """
+    count, regions = levels.shape
+    image = torch.arange(count, device=boxes.device, dtype=torch.float32).repeat_interleave(regions)
+    flat, level = boxes.float().reshape(-1, 4), levels.reshape(-1)
+    pooled = []
+    for index, (features, stride) in enumerate(zip(maps, strides, strict=True)):
+        here = (level == index)[:, None]
+        rows = torch.cat([image[:, None], torch.where(here, flat, 0.0)], dim=1)
+        result = _roi_pool(features.float(), rows, (bins, bins), 1.0 / stride)
+        pooled.append(torch.where(here[:, :, None, None], result, 0.0))
+    return torch.stack(pooled).sum(0) if len(pooled) > 1 else pooled[0]

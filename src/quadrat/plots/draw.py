@@ -1,0 +1,110 @@
+"""Truth and detections drawn on pictures: uint8 RGB (H, W, 3) in, a new picture out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from quadrat.structures import Detections, Schema, Targets
+
+PALETTE = (
+    *((230, 25, 75), (60, 180, 75), (0, 130, 200), (255, 225, 25), (245, 130, 48), (145, 30, 180), (70, 240, 240)),
+    *((240, 50, 230), (210, 245, 60), (250, 190, 212), (0, 128, 128), (220, 190, 255), (170, 110, 40), (255, 250, 200)),
+    *((128, 0, 0), (170, 255, 195), (128, 128, 0), (255, 215, 180), (0, 0, 128), (255, 255, 255)),
+)
+"""Twenty colours chosen to be far from each other; classes beyond the twentieth begin again."""
+
+IGNORED = (150, 150, 150)
+FONT, FONT_SCALE, TAG_MARGIN = cv2.FONT_HERSHEY_SIMPLEX, 0.4, 2
+
+
+def draw_detections(
+    image: np.ndarray, detections: Detections, schema: Schema, *, threshold: float = 0.5, zoom: int = 1
+) -> np.ndarray:
+    """The picture, ``zoom`` times enlarged, with the boxes that score at least ``threshold``; the best lie on top."""
+    _check_size(image, detections.size)
+    canvas = _enlarged(image, zoom)
+    kept = detections.cpu()
+    kept = kept[kept.scores >= threshold]
+    boxes, scores, labels = kept.boxes.numpy() * zoom, kept.scores.tolist(), kept.labels.tolist()
+    for i in sorted(range(len(kept)), key=scores.__getitem__):
+        _draw_box(canvas, boxes[i], colour_of(labels[i]), f"{schema.name(labels[i])} {scores[i]:.2f}")
+    return canvas
+
+
+def draw_targets(image: np.ndarray, targets: Targets, schema: Schema, *, zoom: int = 1) -> np.ndarray:
+    """The picture, ``zoom`` times enlarged, with the true boxes; those that do not count (difficult, crowd) are grey."""
+    _check_size(image, targets.size)
+    canvas = _enlarged(image, zoom)
+    for box, label, ignore in zip(
+        targets.boxes.numpy() * zoom, targets.labels.tolist(), targets.ignore.tolist(), strict=True
+    ):
+        _draw_box(canvas, box, IGNORED if ignore else colour_of(label), schema.name(label))
+    return canvas
+
+
+def grid(images: Sequence[np.ndarray], columns: int, *, padding: int = 4) -> np.ndarray:
+    """Pictures side by side on white, row by row; each cell is as large as the largest picture."""
+    if not images or columns < 1:
+        raise ValueError(f"a grid needs pictures and columns, got {len(images)} pictures in {columns} columns")
+    height = max(image.shape[0] for image in images) + padding
+    width = max(image.shape[1] for image in images) + padding
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    canvas = np.full((rows * height + padding, columns * width + padding, 3), 255, dtype=np.uint8)
+    for i, image in enumerate(images):
+        y, x = i // columns * height + padding, i % columns * width + padding
+        canvas[y : y + image.shape[0], x : x + image.shape[1]] = image
+    return canvas
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write a picture in the format of the path's suffix; ValueError names a path that cannot be written."""
+    try:
+        data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
+        path.write_bytes(data.tobytes())
+    except cv2.error as error:
+        raise ValueError(f"cannot write the picture {path}: no image format for the suffix {path.suffix!r}") from error
+    except OSError as error:
+        raise ValueError(f"cannot write the picture {path}: {error.strerror or error}") from error
+
+
+def colour_of(label: int) -> tuple[int, int, int]:
+    """The RGB colour of a label 1..C, the same in every picture."""
+    return PALETTE[(label - 1) % len(PALETTE)]
+
+
+def _check_size(image: np.ndarray, size: tuple[int, int]) -> None:
+    if image.shape[:2] != tuple(size):
+        raise ValueError(f"the boxes are in a frame of {tuple(size)} (H, W), the picture is {image.shape[:2]}")
+
+
+def _enlarged(image: np.ndarray, zoom: int) -> np.ndarray:
+    if zoom < 1:
+        raise ValueError(f"zoom is a whole factor of 1 or more, got {zoom}")
+    if zoom == 1:
+        return image.copy()
+    return cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+
+
+def _draw_box(canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], text: str) -> None:
+    thickness = 1 if min(canvas.shape[:2]) < 240 else 2
+    x1, y1 = (round(float(value)) for value in box[:2])
+    x2, y2 = (round(float(value)) - 1 for value in box[2:])  # the last pixel inside
+    cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness)
+    _draw_tag(canvas, (x1, y1), colour, text)
+
+
+def _draw_tag(canvas: np.ndarray, corner: tuple[int, int], colour: tuple[int, int, int], text: str) -> None:
+    """A filled tag above a box's corner, or below it where the picture ends."""
+    (width, height), baseline = cv2.getTextSize(text, FONT, FONT_SCALE, 1)
+    width, height = width + 2 * TAG_MARGIN, height + baseline + TAG_MARGIN
+    x = max(0, min(corner[0], canvas.shape[1] - width))
+    y = corner[1] - height if corner[1] >= height else corner[1]
+    cv2.rectangle(canvas, (x, y), (x + width - 1, y + height - 1), colour, cv2.FILLED)
+    dark = np.dot(colour, (0.299, 0.587, 0.114)) < 128
+    origin = (x + TAG_MARGIN, y + height - baseline)
+    cv2.putText(canvas, text, origin, FONT, FONT_SCALE, (255, 255, 255) if dark else (0, 0, 0), 1, cv2.LINE_AA)

@@ -1,0 +1,18 @@
+"""Fixtures that every test may ask for."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data: QUADRAT_SHARED, or ``shared`` beside the checkout."""
+    beside = Path(__file__).resolve().parents[1] / ".." / "shared"
+    folder = Path(os.environ.get("QUADRAT_SHARED", beside)) / "data"
+    if not folder.is_dir():
+        pytest.skip(
+            f"no real data in {folder.parent}: set QUADRAT_SHARED to the folder that holds data/voc_raccoon etc."
+        )
+    return folder

@@ -10,9 +10,9 @@ import pytest
 def shared() -> Path:
     """The folder of real data: QUADRAT_SHARED, or ``shared`` beside the checkout."""
     beside = Path(__file__).resolve().parents[1] / ".." / "shared"
-    folder = Path(os.environ.get("QUADRAT_SHARED", beside)) / "data"
-    if not folder.is_dir():
+    folder = Path(os.environ.get("QUADRAT_SHARED", beside)).resolve()
+    if not (folder / "data").is_dir():
         pytest.skip(
-            f"no real data in {folder.parent}: set QUADRAT_SHARED to the folder that holds data/voc_raccoon etc."
+            f"no real data in {folder}: set QUADRAT_SHARED to the folder that holds data/voc_raccoon and the others"
         )
     return folder

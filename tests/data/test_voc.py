@@ -298,12 +298,12 @@ def turn(path: Path) -> None:
 def test_a_truncated_picture_is_named(root: Path):
     path = root / "JPEGImages" / "train_000.jpg"
     path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(ValueError, match="cannot decode the picture .*train_000.jpg"):
+    with pytest.raises(ValueError, match=r"cannot decode the picture .*train_000.jpg"):
         VOC(root, "train")[0]
 
 
 def test_raccoons(shared: Path):
-    sources = [VOC(shared / "voc_raccoon", split) for split in ("train", "val")]
+    sources = [VOC(shared / "data" / "voc_raccoon", split) for split in ("train", "val")]
     assert [len(source) for source in sources] == [160, 40]
     samples = [sample for source in sources for sample in source]  # every picture decodes, at the annotated size
     assert sum(len(sample.targets) for sample in samples) == 217
@@ -313,8 +313,8 @@ def test_raccoons(shared: Path):
 def test_blood_cells_have_two_degenerate_boxes(shared: Path):
     for split, place in (("train", "BloodImage_00343.xml, object 4"), ("val", "BloodImage_00338.xml, object 13")):
         with pytest.raises(ValueError, match=place):
-            VOC(shared / "voc_bccd", split)
-    sources = [VOC(shared / "voc_bccd", split, on_bad_box="drop") for split in ("train", "val", "test")]
+            VOC(shared / "data" / "voc_bccd", split)
+    sources = [VOC(shared / "data" / "voc_bccd", split, on_bad_box="drop") for split in ("train", "val", "test")]
     assert [len(source) for source in sources] == [205, 87, 72]
     labels = np.concatenate([source._objects.labels for source in sources])
     assert sources[0].schema.classes == ("Platelets", "RBC", "WBC")

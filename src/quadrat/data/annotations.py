@@ -16,10 +16,10 @@ from quadrat.data.source import read_image
 log = logging.getLogger(__name__)
 
 Classes = Sequence[str] | str | Path | None
-"""Class names in order of their labels 1..C, a file with one name a line, or None for the names that the data brings."""
+"""Class names in order of their labels 1..C, a file with one name a line, or None for the names the data brings."""
 
 OnBadBox = Literal["error", "drop"]
-"""What happens to a box outside its picture or without area: an error, or clip it and drop it where nothing is left."""
+"""A box outside its picture or without area is an error, or clipped and dropped where nothing is left."""
 
 BORDER = 1.0
 """A box may leave its picture by this many pixels: VOC files are often off by one at the border."""
@@ -109,9 +109,9 @@ def repair_boxes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (N, 4) clipped to their pictures of ``sizes`` (N, 2) height and width, and which rows to keep (N,).
 
-    A row is bad when it leaves its picture by more than BORDER or is not wider and taller than ``thinnest``; ``describe``
-    says where a row comes from. Bad rows raise ValueError, or are clipped, dropped where nothing is left, and counted in
-    one line of the log.
+    A row is bad when it leaves its picture by more than BORDER or is not wider and taller than ``thinnest``;
+    ``describe`` says where a row comes from. Bad rows raise ValueError, or are clipped, dropped where nothing is left,
+    and counted in one line of the log.
     """
     if on_bad_box not in ("error", "drop"):
         raise ValueError(f"on_bad_box is 'error' or 'drop', got {on_bad_box!r}")

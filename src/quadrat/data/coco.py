@@ -38,10 +38,11 @@ Entry = Mapping[str, Any]
 class COCO:
     """One split of a folder in COCO layout, instances or keypoints, every annotation read and checked when made.
 
-    ``images`` and ``annotations`` are paths in the root, ``{split}`` stands for the split. Labels 1..C follow the ascending
-    category ids, or the order of ``classes`` (names or a file of names), which selects: objects of other classes are left
-    out. Crowds become ``ignore``; pictures without objects stay. Polygons and compressed RLE are kept as they are, an
-    uncompressed RLE is compressed. COCO's joints name pixels, ours are continuous: half a pixel is added to x and y.
+    ``images`` and ``annotations`` are paths in the root, ``{split}`` stands for the split. Labels 1..C follow the
+    ascending category ids, or the order of ``classes`` (names or a file of names), which selects: objects of other
+    classes are left out. Crowds become ``ignore``; pictures without objects stay. Polygons and compressed RLE are kept
+    as they are, an uncompressed RLE is compressed. COCO's joints name pixels, ours are continuous: half a pixel is
+    added to x and y.
     """
 
     schema: Schema
@@ -173,7 +174,7 @@ class COCO:
 
 @dataclass(frozen=True)
 class Outlines:
-    """The masks of N objects in flat arrays: ``points`` (P, 2) float32, the polygons' ends in it, the objects' in those.
+    """The masks of N objects in flat arrays: ``points`` (P, 2) float32, where polygons start in it, objects in those.
 
     RLE is kept by object number, because few objects have one.
     """
@@ -258,13 +259,23 @@ def _rle(outline: Entry, size: np.ndarray, where: str) -> dict[str, Any]:
         raise ValueError(
             f"{where}: got an RLE of size {found}, wanted the picture's [{height}, {width}] (height, width)"
         )
-    if not isinstance(counts, list):
-        return {"size": found, "counts": counts.encode() if isinstance(counts, str) else counts}
-    if sum(counts) != height * width:
+    if isinstance(counts, str):
+        return _compressed({"size": found, "counts": counts.encode()}, where)
+    runs = _numbers(counts, f"{where}, counts")
+    if runs.sum() != height * width or (runs < 0).any():
         raise ValueError(
-            f"{where}: the RLE counts {sum(counts)} pixels, wanted {height * width}; export the mask again"
+            f"{where}: the RLE counts {runs.sum():g} pixels, wanted {height * width} in runs of 0 or more; "
+            "export the mask again"
         )
     return cast(dict[str, Any], mask_api.frPyObjects({"size": found, "counts": counts}, height, width))
+
+
+def _compressed(rle: dict[str, Any], where: str) -> dict[str, Any]:
+    try:
+        mask_api.area(rle)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{where}: the compressed RLE cannot be read ({error}); export the mask again") from error
+    return rle
 
 
 def _joints(entry: Entry, count: int, where: str) -> np.ndarray:
@@ -299,6 +310,7 @@ def _field(entry: Entry, name: str, where: str) -> Any:
 
 
 def _read_json(path: Path, split: str) -> dict[str, Any]:
+    """The lists images, annotations and categories of a file, their entries known to be objects."""
     if not path.is_file():
         known = sorted(file.name for file in path.parent.glob("*.json"))
         raise FileNotFoundError(
@@ -309,7 +321,8 @@ def _read_json(path: Path, split: str) -> dict[str, Any]:
         document = json.loads(path.read_bytes())
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}); correct the file, or download it again"
+            f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}); "
+            "correct the file, or download it again"
         ) from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
@@ -319,6 +332,10 @@ def _read_json(path: Path, split: str) -> dict[str, Any]:
         raise ValueError(
             f"{path}: wanted an object with the lists {list(wanted)}, got {got}; choose an instances or keypoints file"
         )
+    for name in wanted:
+        for number, entry in enumerate(document[name]):
+            if not isinstance(entry, dict):
+                raise ValueError(f"{path}, {name}[{number}]: wanted an object, got {entry!r:.80}; correct the file")
     return document
 
 

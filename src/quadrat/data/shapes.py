@@ -79,9 +79,11 @@ class Shapes:
             raise IndexError(f"picture {index} of {self._count}")
         rng = np.random.default_rng([*self._key, index])
         scene = Scene(background(rng, self._size))
-        for _ in range(self._wanted(rng)):
+        colours = rng.permutation(list(COLOURS))  # no two alike, so that neighbours stay apart and captions differ
+        for i in range(self._wanted(rng)):
             label = int(rng.integers(len(self.schema.classes))) + 1
-            scene.place(cut_out(rng, label, self.schema.name(label), min(self._size)), rng)
+            colour = str(colours[i % len(colours)])
+            scene.place(cut_out(rng, label, self.schema.name(label), colour, min(self._size)), rng)
         return Sample(scene.image, scene.targets(index, self.schema))
 
     def _wanted(self, rng: np.random.Generator) -> int:
@@ -115,9 +117,8 @@ class CutOut:
     joints: np.ndarray | None = None
 
 
-def cut_out(rng: np.random.Generator, label: int, kind: str, short_side: int) -> CutOut:
-    """An object of a kind in a random size, turn, colour and texture, for a picture with this shorter side."""
-    colour_name = str(rng.choice(list(COLOURS)))
+def cut_out(rng: np.random.Generator, label: int, kind: str, colour_name: str, short_side: int) -> CutOut:
+    """An object of a kind and colour in a random size, turn and texture, for a picture with this shorter side."""
     colour = COLOURS[colour_name] * rng.uniform(0.88, 1.08)
     person = kind == "person"
     side = _side(rng, short_side, least=MIN_PERSON_SIDE if person else MIN_SIDE)

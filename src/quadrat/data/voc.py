@@ -33,8 +33,8 @@ class VOC:
     """One split of a folder in Pascal layout, every annotation read and checked when made.
 
     ``classes`` are names, a file of names, or None for ``classes.txt`` in the root or else the sorted names of all
-    annotations in the folder. Difficult objects become ``ignore``; pictures without objects stay. A box whose corners lie
-    in one pixel row or column (xmax <= xmin in the file) counts as degenerate. ``image_id`` is the file's stem.
+    annotations in the folder. Difficult objects become ``ignore``; pictures without objects stay. A box whose corners
+    lie in one pixel row or column (xmax <= xmin in the file) counts as degenerate. ``image_id`` is the file's stem.
     """
 
     schema: Schema

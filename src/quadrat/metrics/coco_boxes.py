@@ -52,10 +52,10 @@ def truth_entries(truth: TruthRows) -> list[dict[str, Any]]:
 
 
 def result_entries(found: DetectionRows) -> list[dict[str, Any]]:
-    """COCO results of N boxes."""
+    """COCO results of N boxes; the outline is named, or the evaluator would make a polygon of each box."""
     columns = (found.images, found.labels, _corner_and_size(found.boxes), found.scores)
     return [
-        {"image_id": image, "category_id": label, "bbox": box, "score": score}
+        {"image_id": image, "category_id": label, "bbox": box, "score": score, "segmentation": None}
         for image, label, box, score in zip(*(c.tolist() for c in columns), strict=True)
     ]
 

@@ -71,14 +71,16 @@ class BoxAP(Metric):
 
     def update(self, detections: Sequence[Detections], targets: Sequence[Targets]) -> None:
         """Add images: the detections of each, in any frame of it, and its truth."""
-        pairs = list(zip(detections, targets, strict=True))
-        if not pairs:
+        if len(detections) != len(targets):
+            raise ValueError(f"one result per image wanted, got {len(detections)} results for {len(targets)} images")
+        if not targets:
             return
+        pairs = list(zip(detections, targets, strict=True))
         found = [DetectionRows.pack(d.rescaled(t.original_size), image) for image, (d, t) in enumerate(pairs)]
         truth = [TruthRows.pack(t, image) for image, (_, t) in enumerate(pairs)]
         self.detections.append(self._numbered(torch.cat(found)))
         self.truths.append(self._numbered(torch.cat(truth)))
-        self.images += len(pairs)
+        self.images = self.images + len(pairs)
 
     def compute(self) -> dict[str, float]:
         """The named numbers over all images of all ranks; warns and gives zeros when there was nothing to find."""
@@ -126,7 +128,7 @@ def _check(truth: TruthRows, found: DetectionRows, classes: Sequence[str]) -> No
 
 
 def _table(result: Mapping[str, float], counts: Mapping[str, int], columns: Mapping[str, str]) -> str:
-    width = max(len("class"), *(len(name) for name in counts))
+    width = max(len(name) for name in ("class", *counts))
     lines = [("class", "truths", [column.upper() for column in columns])]
     lines += [(name, str(n), [_cell(result.get(f"{c}/{name}")) for c in columns]) for name, n in counts.items()]
     lines.append(("all", str(sum(counts.values())), [_cell(result.get(key)) for key in columns.values()]))

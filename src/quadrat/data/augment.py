@@ -1,0 +1,229 @@
+"""Change a picture and its truth together, by albumentations.
+
+Every object is a numbered row: boxes carry the numbers, and masks, joints and captions follow the numbers that survive.
+Outlines and joints travel as points, so that no mask is drawn here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from faster_coco_eval.core import mask as rle
+
+from quadrat.structures import IGNORE_INDEX, Mask, Sample, Targets
+
+PIXEL_CENTRE = 0.5
+"""albumentations counts points in pixel indices, Quadrat in continuous coordinates."""
+
+
+class ResizeShortEdge(A.DualTransform):
+    """Scale so that the short edge is one of ``short`` pixels, unless the long edge would pass ``long``; no padding."""
+
+    def __init__(self, short: int | Sequence[int], long: int, p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self.short = [short] if isinstance(short, int) else list(short)
+        self.long = long
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        height, width = params["shape"][:2]
+        short = self.py_random.choice(self.short)
+        scale = min(short / min(height, width), self.long / max(height, width))
+        return {"size": (max(1, int(height * scale)), max(1, int(width * scale)))}
+
+    def apply(self, img: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
+        return cv2.resize(img, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+
+    def apply_to_mask(self, mask: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
+        return cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
+
+    def apply_to_bboxes(self, bboxes: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
+        return bboxes  # albumentations keeps them relative to the picture
+
+    def apply_to_keypoints(self, keypoints: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
+        height, width = params["shape"][:2]
+        factors = np.array([size[1] / width, size[0] / height], dtype=keypoints.dtype)
+        moved = keypoints.copy()
+        moved[:, :2] = (keypoints[:, :2] + PIXEL_CENTRE) * factors - PIXEL_CENTRE
+        return moved
+
+
+class Augment:
+    """A list of albumentations transforms applied to a Sample; what is drawn is a function of the seed alone.
+
+    An object whose box keeps less than ``min_visibility`` of its area, or less than ``min_area`` pixels, is dropped.
+    ``flip_pairs`` are the joints that change names in a mirror.
+    """
+
+    def __init__(
+        self,
+        transforms: Sequence[A.BasicTransform] = (),
+        *,
+        min_visibility: float = 0.1,
+        min_area: float = 1.0,
+        flip_pairs: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        self.transforms = list(transforms)
+        for transform in self.transforms:
+            if hasattr(transform, "fill_mask"):  # what a pad or a turn uncovers has no class
+                transform.fill_mask = IGNORE_INDEX  # pyright: ignore[reportAttributeAccessIssue]
+        self.flip_pairs = tuple(flip_pairs)
+        with warnings.catch_warnings():  # a list of colour changes alone has no use for boxes, and that is fine
+            warnings.filterwarnings("ignore", message="Got processor for")
+            self.compose = A.Compose(
+                self.transforms,
+                bbox_params=A.BboxParams(
+                    "pascal_voc", label_fields=["rows"], clip=True, min_visibility=min_visibility, min_area=min_area
+                ),
+                keypoint_params=A.KeypointParams("xy", remove_invisible=False),
+            )
+
+    def __call__(self, sample: Sample, seed: int) -> Sample:
+        if not self.transforms:
+            return sample
+        self._seed(seed)
+        targets = sample.targets
+        points = _Points(targets)
+        result = self.compose(
+            image=np.ascontiguousarray(sample.image),
+            bboxes=targets.boxes.numpy(),
+            rows=np.arange(len(targets)),
+            keypoints=points.flat,
+            **_planes(targets),
+        )
+        return self._rebuilt(result, targets, points)
+
+    def _seed(self, seed: int) -> None:
+        self.compose.set_random_seed(seed)
+        for number, transform in enumerate(self.transforms):  # alike seeds would flip and recolour the same pictures
+            transform.set_random_seed((seed + 7919 * number) % 2**32)
+
+    def _rebuilt(self, result: dict[str, Any], targets: Targets, points: _Points) -> Sample:
+        image = result["image"]
+        size = (image.shape[0], image.shape[1])
+        rows = [int(row) for row in result["rows"]]
+        boxes = np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4)
+        limit = np.array([size[1], size[0], size[1], size[0]], dtype=np.float32)
+        boxes = np.clip(boxes, 0, limit)  # the way to relative coordinates and back costs the last digit
+        kept = targets.rows(rows)
+        moved = points.moved(result["keypoints"])
+        old = torch.as_tensor(np.asarray(kept.boxes))
+        share = _area(torch.from_numpy(boxes)) / _area(old).clamp(min=1e-6)
+        changed = replace(
+            kept,
+            boxes=torch.from_numpy(boxes),
+            areas=kept.areas * share,
+            size=size,
+            original_size=moved.original_size(size, targets),
+            masks=None if kept.masks is None else _masks(rows, targets, moved, result.get("masks")),
+            keypoints=None if kept.keypoints is None else moved.joints(rows, targets, self.flip_pairs),
+            semantic=None if targets.semantic is None else torch.from_numpy(np.ascontiguousarray(result["mask"])),
+        )
+        return Sample(image, changed)
+
+
+def _area(boxes: torch.Tensor) -> torch.Tensor:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def _is_outline(mask: Mask) -> bool:
+    return isinstance(mask, list)
+
+
+def _planes(targets: Targets) -> dict[str, Any]:
+    """Only what has no outline is a plane: RLE masks (crowds) and the semantic map."""
+    planes: dict[str, Any] = {}
+    bitmaps = [rle.decode(mask) for mask in targets.masks or () if not _is_outline(mask)]
+    if bitmaps:  # albumentations cannot stack an empty list
+        planes["masks"] = np.stack(bitmaps)
+    if targets.semantic is not None:
+        planes["mask"] = targets.semantic.numpy()
+    return planes
+
+
+class _Points:
+    """Three sentinels, every joint, and every vertex of every outline in one array, and the way back.
+
+    The sentinels are the origin and a unit along each axis: what becomes of them tells the scale and whether there was a mirror.
+    """
+
+    SENTINELS = np.array([[0, 0], [1, 0], [0, 1]], dtype=np.float32)
+
+    def __init__(self, targets: Targets) -> None:
+        joints = (
+            np.zeros((0, 2), np.float32)
+            if targets.keypoints is None
+            else targets.keypoints[..., :2].reshape(-1, 2).numpy()
+        )
+        outlines = [polygon for mask in targets.masks or () if isinstance(mask, list) for polygon in mask]
+        self.joints = len(joints)
+        self.flat = np.concatenate([self.SENTINELS, joints, *outlines]).astype(np.float32) - PIXEL_CENTRE
+
+    def moved(self, flat: Any) -> _Moved:
+        """Where the points are now."""
+        flat = np.asarray(flat, dtype=np.float32).reshape(-1, 2) + PIXEL_CENTRE
+        return _Moved(flat[:3], flat[3 : 3 + self.joints], flat[3 + self.joints :])
+
+
+class _Moved:
+    """The points after the change."""
+
+    def __init__(self, sentinels: np.ndarray, joints: np.ndarray, vertices: np.ndarray) -> None:
+        self.axes = sentinels[1:] - sentinels[0]  # rows: where x and y point now
+        self.flat_joints, self.vertices = joints, vertices
+
+    @property
+    def mirrored(self) -> bool:
+        return float(np.linalg.det(self.axes)) < 0
+
+    def original_size(self, size: tuple[int, int], targets: Targets) -> tuple[int, int]:
+        """The size this view had before it was scaled: the picture's own if it is whole, the crop's otherwise."""
+        scale = np.abs(self.axes).sum(axis=0)  # x and y, right for quarter turns and mirrors too
+        before = targets.size[0] / targets.original_size[0], targets.size[1] / targets.original_size[1]
+        return max(1, round(size[0] / scale[1] / before[0])), max(1, round(size[1] / scale[0] / before[1]))
+
+    def joints(self, rows: list[int], targets: Targets, flip_pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Joints (M, K, 3) of the surviving rows; one that left the picture is unlabelled, a mirror swaps left and right."""
+        assert targets.keypoints is not None
+        joints = targets.keypoints.clone()
+        joints[..., :2] = torch.from_numpy(self.flat_joints).reshape(*joints.shape[:2], 2)
+        if self.mirrored:
+            order = list(range(joints.shape[1]))
+            for left, right in flip_pairs:
+                order[left], order[right] = order[right], order[left]
+            joints = joints[:, order]
+        joints = joints[torch.as_tensor(rows, dtype=torch.long)]
+        labelled = joints[..., 2:] > 0
+        return torch.where(labelled, joints, 0.0)
+
+    def outlines(self, targets: Targets) -> list[Mask | None]:
+        """Every row's outline with its vertices where they are now; None for a row that has an RLE."""
+        outlines: list[Mask | None] = []
+        start = 0
+        for mask in targets.masks or ():
+            if not isinstance(mask, list):
+                outlines.append(None)
+                continue
+            polygons = []
+            for polygon in mask:
+                polygons.append(self.vertices[start : start + len(polygon)])
+                start += len(polygon)
+            outlines.append(polygons)
+        return outlines
+
+
+def _masks(rows: list[int], targets: Targets, moved: _Moved, planes: Any) -> tuple[Mask, ...]:
+    """The surviving rows' masks: outlines moved, RLEs encoded anew from their planes."""
+    masks = moved.outlines(targets)
+    bitmaps = iter(planes if planes is not None else ())
+    # a plane is 1 on the object; the fill of a pad is the ignore value and no object
+    full: list[Mask] = [
+        rle.encode(np.asfortranarray((next(bitmaps) == 1).astype(np.uint8))) if mask is None else mask for mask in masks
+    ]
+    return tuple(full[row] for row in rows)

@@ -1,0 +1,145 @@
+"""The one LightningDataModule: any source, augmented, ordered and batched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import cv2
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from quadrat.data.augment import Augment
+from quadrat.data.order import EvaluationOrder, Key, TrainingOrder
+from quadrat.data.source import Source
+from quadrat.structures import Batch, Sample, Schema
+
+
+class Batches(Dataset[Batch]):
+    """A map from a list of (epoch, index) to a padded batch; augmentation = f(seed, epoch, index)."""
+
+    def __init__(self, source: Source, augment: Augment, *, seed: int, divisor: int) -> None:
+        self.source, self.augment, self.seed, self.divisor = source, augment, seed, divisor
+
+    def __getitem__(self, keys: Sequence[Key]) -> Batch:
+        return Batch.collate([self.sample(epoch, index) for epoch, index in keys], divisor=self.divisor)
+
+    def sample(self, epoch: int, index: int) -> Sample:
+        """One augmented picture."""
+        seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
+        return self.augment(self.source[index], seed)
+
+
+class DataModule(LightningDataModule):
+    """Splits of one data set: ``source`` makes the one of a name, ``splits`` says which is for train, val and test.
+
+    Sources are read when the module is made, so that what is wrong with the files is known before anything else happens.
+    Raises ValueError when the splits do not agree on the classes.
+    """
+
+    def __init__(
+        self,
+        source: Callable[..., Source],
+        splits: Mapping[str, str],
+        *,
+        train_augment: Augment | None = None,
+        eval_augment: Augment | None = None,
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        workers: int = 0,
+        seed: int = 0,
+        divisor: int = 32,
+        group_by_shape: bool = True,
+    ) -> None:
+        super().__init__()
+        self.make_source, self.splits = source, dict(splits)
+        self.train_augment, self.eval_augment = train_augment or Augment(), eval_augment or Augment()
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.workers, self.seed, self.divisor, self.group_by_shape = workers, seed, divisor, group_by_shape
+        self.sources: dict[str, Source] = {}
+
+    def source(self, stage: str) -> Source:
+        """The split that serves a stage (train, val or test), or the split of that very name; read once."""
+        split = self.splits.get(stage, stage)
+        if split not in self.sources:
+            self.sources[split] = self.make_source(split=split)
+            self._check_classes(split)
+        return self.sources[split]
+
+    def _check_classes(self, split: str) -> None:
+        known = next(iter(self.sources.items()))
+        if known[1].schema.classes != self.sources[split].schema.classes:
+            raise ValueError(
+                f"split {split} has classes {self.sources[split].schema.classes}, split {known[0]} has "
+                f"{known[1].schema.classes}; name them once with data.source.classes"
+            )
+
+    @property
+    def schema(self) -> Schema:
+        """The classes and joints of the data set."""
+        return self.source("train").schema
+
+    def setup(self, stage: str) -> None:
+        for name in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ()):
+            self.source(name)
+        if stage == "fit":
+            self.train_augment.flip_pairs = self.schema.flip_pairs
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def batches_per_epoch(self) -> int:
+        """How many batches each rank sees in an epoch."""
+        return len(self._training_order())
+
+    def _training_order(self) -> TrainingOrder:
+        source = self.source("train")
+        rank, world_size = self._place
+        return TrainingOrder(
+            [source.size(index) for index in range(len(source))],
+            self.batch_size,
+            seed=self.seed,
+            group_by_shape=self.group_by_shape,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(
+            Batches(self.source("train"), self.train_augment, seed=self.seed, divisor=self.divisor),
+            self._training_order(),
+        )
+
+    def evaluation_dataloader(self, stage: str) -> DataLoader[Batch]:
+        """Every picture of a stage or split once, without augmentation."""
+        source = self.source(stage)
+        rank, world_size = self._place
+        order = EvaluationOrder(len(source), self.eval_batch_size, rank=rank, world_size=world_size)
+        return self._loader(Batches(source, self.eval_augment, seed=self.seed, divisor=self.divisor), order)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self.evaluation_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self.evaluation_dataloader("test")
+
+    def _loader(self, batches: Batches, order: TrainingOrder | EvaluationOrder) -> DataLoader[Batch]:
+        # the order is given as the sampler of whole batches: one item of the data set is a batch already
+        return DataLoader(
+            batches,
+            sampler=order,
+            batch_size=None,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=self._on_gpu(),
+            worker_init_fn=_one_thread,
+        )
+
+    def _on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def _one_thread(worker: int) -> None:
+    """Workers share the cores already; OpenCV's own threads would fight over them."""
+    cv2.setNumThreads(0)

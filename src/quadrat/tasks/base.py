@@ -1,0 +1,152 @@
+"""What every task does: one training step, one validation step, named losses, one weighting, one optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric, Metric
+
+from quadrat.losses.weighting import Weighting
+from quadrat.models.base import Model
+from quadrat.structures import Batch, Detections, Schema
+
+_STAGES = {"train": 0, "val": 1, "test": 2}
+
+
+class Schedule(Protocol):
+    """The factor of the learning rate at an optimiser step of a run of ``total`` steps."""
+
+    def __call__(self, step: int, total: int) -> float: ...
+
+
+class Task(LightningModule):
+    """A model, the weighting of its losses, the metric it is chosen by, and how it is optimised.
+
+    ``optimizer`` waits for parameter groups; the backbone learns at ``backbone_rate`` times its rate; biases and norms are
+    not decayed unless ``decay_norms``. What a step draws at random is a function of (seed, epoch, step, rank).
+    Raises KeyError at once when the weighting's names are not the model's.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        weighting: Weighting,
+        metric: Metric,
+        schema: Schema,
+        *,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        schedule: Schedule,
+        backbone_rate: float = 1.0,
+        decay_norms: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        weighting.check(model.loss_names)
+        self.model, self.weighting, self.metric = model, weighting, metric
+        self.schema = schema
+        self.make_optimizer, self.schedule = optimizer, schedule
+        self.backbone_rate, self.decay_norms, self.seed = backbone_rate, decay_norms, seed
+        self.evaluation_losses = nn.ModuleDict({name: MeanMetric() for name in model.loss_names})
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._draw_from("train", batch_idx)
+        losses = self.model.loss(self.model.features(batch), batch)
+        total = self.weighting(losses)
+        if batch_idx % self.trainer.log_every_n_steps == 0:
+            self._log_losses(losses, total, len(batch))
+        return total
+
+    def _draw_from(self, stage: str, batch_idx: int) -> None:
+        place = [self.seed, _STAGES[stage], self.current_epoch if stage == "train" else 0, batch_idx, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+
+    def _log_losses(self, losses: dict[str, Tensor], total: Tensor, size: int) -> None:
+        """Everything in one call, and only every few steps: a logged key costs as much as a small training step."""
+        weights = self.weighting.weights()
+        values = {f"train/loss/{name}": value.detach() for name, value in losses.items()}
+        values |= {f"train/weighted/{name}": value.detach() * weights[name] for name, value in losses.items()}
+        values |= {f"train/weight/{name}": weights[name] for name in losses}
+        values["train/total"] = total.detach()
+        for group in self.trainer.optimizers[0].param_groups:
+            values[f"train/lr/{group['name']}"] = torch.tensor(float(group["lr"]))
+        self.log_dict(values, batch_size=size)
+        self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=size)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> list[Detections]:
+        return self._evaluate("val", batch, batch_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> list[Detections]:
+        return self._evaluate("test", batch, batch_idx)
+
+    def _evaluate(self, stage: str, batch: Batch, batch_idx: int) -> list[Detections]:
+        """Losses and detections from one pass over the backbone."""
+        self._draw_from(stage, batch_idx)
+        features = self.model.features(batch)
+        for name, value in self.model.loss(features, batch).items():
+            self.evaluation_losses[name].update(value, weight=len(batch))
+        detections = self.model.predict(features, batch)
+        self.metric.update(detections, batch.targets)
+        return detections
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Detections]:
+        return self.model.predict(self.model.features(batch), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, stage: str) -> None:
+        values = {f"{stage}/{name}": value for name, value in self.metric.compute().items()}
+        for name, mean in self.evaluation_losses.items():
+            values[f"{stage}/loss/{name}"] = float(mean.compute())  # pyright: ignore[reportCallIssue]
+            mean.reset()  # pyright: ignore[reportCallIssue]
+        self.metric.reset()
+        self.log_dict(values)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["schema"] = asdict(self.schema)  # a checkpoint alone can name what it sees
+
+    def configure_optimizers(self) -> Any:
+        rate = self.make_optimizer.keywords["lr"]  # pyright: ignore[reportFunctionMemberAccess]
+        optimizer = self.make_optimizer(list(self._parameter_groups(rate)))
+        total = self._total_steps()
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": LambdaLR(optimizer, lambda step: self.schedule(step, total)),
+                "interval": "step",
+            },
+        }
+
+    def _parameter_groups(self, rate: float) -> list[dict[str, Any]]:
+        """Backbone and the rest, decayed and not: always the same groups in the same order, frozen parameters too."""
+        groups: dict[str, list[nn.Parameter]] = {"backbone": [], "backbone_norms": [], "heads": [], "heads_norms": []}
+        for name, parameter in self.named_parameters():
+            part = "backbone" if name.startswith("model.backbone.") else "heads"
+            groups[part if parameter.ndim > 1 or self.decay_norms else f"{part}_norms"].append(parameter)
+        return [
+            {"name": name, "params": parameters}
+            | ({"lr": rate * self.backbone_rate} if name.startswith("backbone") else {})
+            | ({"weight_decay": 0.0} if name.endswith("_norms") else {})
+            for name, parameters in groups.items()
+            if parameters
+        ]
+
+    def _total_steps(self) -> int:
+        """Optimiser steps of the whole run; Lightning's own estimate would load the data first."""
+        trainer = self.trainer
+        if trainer.max_steps > 0:
+            return trainer.max_steps
+        batches = trainer.datamodule.batches_per_epoch()  # pyright: ignore[reportAttributeAccessIssue]
+        limit = trainer.limit_train_batches
+        batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit or batches)
+        return max(1, -(-batches // trainer.accumulate_grad_batches) * (trainer.max_epochs or 1))

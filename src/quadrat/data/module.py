@@ -30,6 +30,24 @@ class Batches(Dataset[Batch]):
         return self.augment(self.source[index], seed)
 
 
+class First(Source):
+    """The first ``count`` pictures of a source."""
+
+    def __init__(self, source: Source, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"data.limit keeps at least one picture, got {count}")
+        self.source, self.schema, self.count = source, source.schema, min(count, len(source))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.source[index]
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.source.size(index)
+
+
 class DataModule(LightningDataModule):
     """Splits of one data set: ``source`` makes the one of a name, ``splits`` says which is for train, val and test.
 
@@ -50,8 +68,10 @@ class DataModule(LightningDataModule):
         seed: int = 0,
         divisor: int = 32,
         group_by_shape: bool = True,
+        limit: int | None = None,
     ) -> None:
         super().__init__()
+        self.limit = limit
         self.make_source, self.splits = source, dict(splits)
         self.train_augment, self.eval_augment = train_augment or Augment(), eval_augment or Augment()
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
@@ -62,7 +82,8 @@ class DataModule(LightningDataModule):
         """The split that serves a stage (train, val or test), or the split of that very name; read once."""
         split = self.splits.get(stage, stage)
         if split not in self.sources:
-            self.sources[split] = self.make_source(split=split)
+            source = self.make_source(split=split)
+            self.sources[split] = source if self.limit is None else First(source, self.limit)
             self._check_classes(split)
         return self.sources[split]
 

@@ -247,7 +247,14 @@ def _draw_torso(canvas: np.ndarray, joints: np.ndarray, scale: float) -> None:
     corners = _fixed(joints[[8, 9, 3, 2]])
     cv2.fillPoly(canvas, [corners], (255,), shift=SHIFT)
     cv2.polylines(canvas, [corners], True, (255,), _thickness(scale), shift=SHIFT)
-    cv2.polylines(canvas, [_fixed(np.stack([joints[12], joints[12:].mean(axis=0)]))], False, (255,), _thickness(scale), shift=SHIFT)
+    cv2.polylines(
+        canvas,
+        [_fixed(np.stack([joints[12], joints[12:].mean(axis=0)]))],
+        False,
+        (255,),
+        _thickness(scale),
+        shift=SHIFT,
+    )
 
 
 def _draw_limb(canvas: np.ndarray, points: np.ndarray, scale: float, colour: Sequence[float] | np.ndarray) -> None:
@@ -398,7 +405,7 @@ class Scene:
 
     def __init__(self, image: np.ndarray) -> None:
         self.image = image
-        self.owners = np.zeros(image.shape[:2], dtype=np.uint8)
+        self.owners: np.ndarray = np.zeros(image.shape[:2], dtype=np.uint8)
         self._placed: list[tuple[CutOut, tuple[int, int]]] = []
         self._needed = [0.0]  # pixels by owner that must stay visible; the background needs none
 
@@ -429,6 +436,7 @@ class Scene:
     def targets(self, image_id: int, schema: Schema) -> Targets:
         """The truth of what is visible, objects in the order of painting."""
         owners = self.owners.copy()
+        height, width = owners.shape
         masks = tuple(_outlines(owners, owner) for owner in range(1, len(self._placed) + 1))
         boxes = np.array([_box(polygons) for polygons in masks], dtype=np.float32).reshape(-1, 4)
         labels = [piece.label for piece, _ in self._placed]
@@ -439,7 +447,7 @@ class Scene:
         return Targets.make(
             boxes,
             labels,
-            self.owners.shape,
+            (height, width),
             image_id,
             areas=areas,
             masks=masks,

@@ -1,0 +1,130 @@
+"""Where conf/ is, how it becomes a config, and how a config becomes parts."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+NOT_IDENTITY = ("name", "paths", "logger", "hydra", "launcher", "resources")
+"""Parts of a config that do not change what a run computes; how long to train is left out too."""
+
+DURATION = ("max_epochs", "max_steps", "max_time", "enable_progress_bar")
+
+
+def conf_dir() -> Path:
+    """The configuration folder: beside the sources in a checkout, inside the package when installed."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def compose(name: str = "train", overrides: list[str] | None = None) -> DictConfig:
+    """The config of a command, as in `quadrat-<name> <overrides>`, for notebooks and tests."""
+    register_resolvers()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra.compose(name, overrides or [])
+
+
+def register_resolvers() -> None:
+    """`${run_folder:}` in a config is the folder name of its run, `${shared:}` where data and weights lie."""
+    OmegaConf.register_new_resolver("run_folder", lambda *, _root_: folder_name(_root_), replace=True)
+
+
+def run_id(config: DictConfig) -> str:
+    """Eight hex digits of the hash of everything in a config that changes what the run computes."""
+    parts = {str(key): _plain(config, str(key)) for key in config if str(key) not in NOT_IDENTITY}
+    parts["trainer"] = {key: value for key, value in parts.get("trainer", {}).items() if key not in DURATION}
+    text = json.dumps(_numbers_alike(parts), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _plain(config: DictConfig, key: str) -> Any:
+    value = config[key]
+    # callbacks write into the run folder, whose name is what is being computed: they are hashed as written
+    return OmegaConf.to_container(value, resolve=key != "callbacks") if OmegaConf.is_config(value) else value
+
+
+def _numbers_alike(value: Any) -> Any:
+    """1 and 1.0 are the same setting."""
+    if isinstance(value, dict):
+        return {str(key): _numbers_alike(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers_alike(item) for item in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def folder_name(config: DictConfig) -> str:
+    """`<name>-<id>`, or the id alone for a run without a name."""
+    return f"{config.name}-{run_id(config)}" if config.get("name") else run_id(config)
+
+
+def build(config: Any, **more: Any) -> Any:
+    """Make what a config describes, from plain lists and dicts, with ``more`` objects that no config can hold.
+
+    An error of the part itself comes out as it is, without Hydra's wrapping.
+    """
+    try:
+        if not more:
+            return hydra.utils.instantiate(config, _convert_="all")
+        waiting = hydra.utils.instantiate(config, _convert_="all", _partial_=True)
+    except hydra.errors.InstantiationException as error:
+        if error.__cause__ is not None:
+            raise error.__cause__ from None
+        raise
+    return waiting(**more)
+
+
+def launch(name: str, run: Callable[[DictConfig], Any]) -> None:
+    """Run a command from the shell; what the user can mend is one message, not a trace."""
+    register_resolvers()
+
+    def guarded(config: DictConfig) -> Any:
+        try:
+            return run(config)
+        except (ValueError, KeyError, FileNotFoundError, PermissionError) as error:
+            if config.get("trace"):
+                raise
+            message = error.args[0] if isinstance(error, KeyError) and error.args else error
+            print(f"\nerror: {message}\n(trace=true shows where)", file=sys.stderr)
+            sys.exit(1)
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(guarded)()
+    except SystemExit as stop:
+        if stop.code == 1:
+            for hint in hints(name, sys.argv[1:]):
+                print(hint, file=sys.stderr)
+        raise
+
+
+def hints(name: str, overrides: list[str]) -> Iterator[str]:
+    """For each override whose key does not exist, the keys that look like it."""
+    known = list(_keys(compose(name))) + groups()
+    for override in overrides:
+        key = override.lstrip("+~").split("=")[0].split("@")[0]
+        if "=" in override and not override.startswith(("+", "-", "hydra.")) and key not in known:
+            close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+            if close:
+                yield f"there is no {key}; did you mean {' or '.join(close)}?"
+
+
+def groups() -> list[str]:
+    """The names that choose a file: model, model/backbone, data ..."""
+    root = conf_dir()
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_dir())
+
+
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+    if not OmegaConf.is_dict(config):
+        return
+    for key in config:
+        yield f"{prefix}{key}"
+        if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
+            yield from _keys(config[key], f"{prefix}{key}.")

@@ -1,0 +1,69 @@
+"""quadrat-evaluate: the metrics of a run on a split, as a table and a json file, with its predictions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from quadrat.configs import build, launch
+from quadrat.runs import Run, load_weights
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from quadrat.structures import Batch, Detections
+
+
+def main() -> None:
+    """The console script."""
+    launch("evaluate", evaluate)
+
+
+def evaluate(config: DictConfig) -> dict[str, float]:
+    """Measure a run's checkpoint on ``split``; writes `evaluation/<split>/metrics.json` and `detections.json`."""
+    from quadrat.train import build_task
+
+    run = Run.open(config.run)
+    settings = run.config()
+    settings.data.merge_with(config.data)
+    data = build(settings.data)
+    task = build_task(settings, data)
+    checkpoint = run.checkpoint(config.checkpoint)
+    load_weights(task.model, checkpoint)
+    collector = _collector(data.schema.category_ids)
+    trainer = build(config.trainer, callbacks=[collector, build(config.progress)], default_root_dir=str(run.folder))
+    trainer.test(task, dataloaders=data.evaluation_dataloader(config.split), verbose=False)
+    results = {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()}
+    folder = run.folder / "evaluation" / config.split
+    run.write_json(folder / "metrics.json", {"checkpoint": str(checkpoint), "split": config.split, **results})
+    run.write_json(folder / "detections.json", collector.entries)
+    print("\n" + "\n".join(f"  {name:<12} {value:.4f}" for name, value in results.items() if "/" not in name))
+    print(f"\n{collector.table}\n\n  {checkpoint.name} on {config.split}; metrics and detections in {folder}\n")
+    return results
+
+
+def _collector(category_ids: tuple[int, ...]):
+    from lightning.pytorch import Callback
+
+    class Collector(Callback):
+        """Every detection as a COCO result entry in the frame of the original picture."""
+
+        def __init__(self) -> None:
+            self.entries: list[dict[str, Any]] = []
+            self.table = ""
+
+        def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+            self.table = pl_module.metric.table()
+
+        def on_test_batch_end(
+            self, trainer: Trainer, pl_module: Any, outputs: list[Detections], batch: Batch, batch_idx: int, dataloader_idx: int = 0
+        ) -> None:
+            for found, target in zip(outputs, batch.targets, strict=True):
+                self.entries += found.cpu().rescaled(target.original_size).to_coco(target.image_id, category_ids)
+
+    return Collector()
+
+
+if __name__ == "__main__":
+    main()

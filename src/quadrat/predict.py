@@ -1,0 +1,107 @@
+"""quadrat-predict: what a run sees in a picture or in a folder of pictures, drawn and as COCO results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from quadrat.configs import build, launch
+from quadrat.runs import Run, load_weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from quadrat.data.augment import Augment
+    from quadrat.models.base import Model
+    from quadrat.structures import Detections, Schema
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def main() -> None:
+    """The console script."""
+    launch("predict", predict)
+
+
+def predict(config: DictConfig) -> list[dict[str, Any]]:
+    """Detect in every picture of ``source``; writes drawn pictures and `detections.json` under ``output``."""
+    from tqdm import tqdm
+
+    run = Run.open(config.run)
+    files = pictures(Path(str(config.source)).expanduser())
+    model, schema, augment, device = _load(run, config)
+    output = Path(config.output or run.folder / "predictions")
+    entries: list[dict[str, Any]] = []
+    # the bar appears only where one has to wait
+    for file in tqdm(files, desc="predicting", unit="picture", delay=2):
+        entries += _one(file, model, schema, augment, device, output, config.threshold)
+    run.write_json(output / "detections.json", entries)
+    print(f"{len(entries)} detections in {len(files)} pictures: {output}")
+    return entries
+
+
+def pictures(source: Path) -> list[Path]:
+    """The picture itself, or every picture of a folder and below, sorted; FileNotFoundError where there is none."""
+    if source.is_file():
+        return [source]
+    files = sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise FileNotFoundError(f"no picture at {source}; source=<picture or folder> with {', '.join(SUFFIXES)}")
+    return files
+
+
+def _load(run: Run, config: DictConfig) -> tuple[Model, Schema, Augment, torch.device]:
+    """The model with its weights, its classes as the checkpoint names them, and how pictures are made ready for it."""
+    import torch
+
+    from quadrat.structures import Schema
+
+    settings, checkpoint = run.config(), run.checkpoint(config.checkpoint)
+    stored = torch.load(checkpoint, map_location="cpu", weights_only=True)["schema"]
+    schema = Schema(**{name: _tuples(value) for name, value in stored.items()})
+    if "backbone" in settings.model and "weights" in settings.model.backbone:
+        settings.model.backbone.weights = None  # the checkpoint holds them
+    model = build(settings.model, num_classes=len(schema.classes))
+    load_weights(model, checkpoint)
+    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return model.eval().to(device), schema, build(settings.data.eval_augment), device
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _one(
+    file: Path, model: Model, schema: Schema, augment: Augment, device: torch.device, output: Path, threshold: float
+) -> list[dict[str, Any]]:
+    from quadrat.data.source import read_image
+    from quadrat.plots.draw import draw_detections, write_image
+
+    image = read_image(file)
+    found = detect(model, augment, image, device)
+    output.mkdir(parents=True, exist_ok=True)
+    write_image(output / f"{file.stem}.png", draw_detections(image, found, schema, threshold=threshold))
+    return [{**entry, "file_name": file.name} for entry in found.to_coco(_image_id(file), schema.category_ids)]
+
+
+def detect(model: Model, augment: Augment, image: Any, device: torch.device) -> Detections:
+    """Detections of one uint8 RGB picture (H, W, 3), in its own frame."""
+    import torch
+
+    from quadrat.structures import Batch, Sample, Targets
+
+    size = (int(image.shape[0]), int(image.shape[1]))
+    batch = Batch.collate([augment(Sample(image, Targets.make([], [], size, "picture")), seed=0)]).to(device)
+    with torch.inference_mode():
+        return model.predict(model.features(batch), batch)[0].cpu().rescaled(size)
+
+
+def _image_id(file: Path) -> int | str:
+    """COCO's pictures are named by their number; any other by its name."""
+    return int(file.stem) if file.stem.isdigit() else file.stem
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""quadrat-train: a config in, a run folder out. The same command again goes on where the run stopped."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from quadrat.configs import build, launch, run_id
+from quadrat.runs import Run
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from quadrat.data.module import DataModule
+    from quadrat.tasks.base import Task
+
+
+def main() -> None:
+    """The console script."""
+    launch("train", train)
+
+
+def train(config: DictConfig) -> float | None:
+    """Train what the config describes in its run folder; returns the best value of the monitored metric."""
+    run = Run(config.paths.run)
+    target = config.trainer.get("max_epochs")
+    if run.status["state"] == "finished" and run.status.get("epochs") == target:
+        print(f"this run is finished already ({target} epochs); more: trainer.max_epochs=<n>, anew: delete its folder")
+        return _report(run)
+    data = build(config.data)
+    task = build_task(config, data)
+    trainer = _trainer(config, run)
+    if trainer.is_global_zero:
+        run.save_config(config)
+        run.set_status("running", id=run_id(config), command=sys.argv[1:], epochs=target)
+    try:
+        trainer.fit(task, data, ckpt_path=_resume(run, trainer))
+    except BaseException as error:
+        if trainer.is_global_zero:
+            run.set_status("failed", error=f"{type(error).__name__}: {error}")
+        raise
+    if trainer.interrupted:
+        run.set_status("interrupted")
+        sys.exit(130)
+    if not trainer.is_global_zero:
+        return None
+    _finish(run, trainer, config)
+    return _report(run)
+
+
+def build_task(config: DictConfig, data: DataModule) -> Task:
+    """Model, weighting, metric, optimiser and schedule of a config, for the classes of its data."""
+    model = build(config.model, num_classes=len(data.schema.classes))
+    weighting = build(config.loss.weighting, weights=dict(config.loss.weights))
+    return build(
+        config.task,
+        model=model,
+        weighting=weighting,
+        schema=data.schema,
+        optimizer=build(config.optimizer),
+        schedule=build(config.schedule),
+        seed=config.seed,
+    )
+
+
+def _trainer(config: DictConfig, run: Run) -> Trainer:
+    from quadrat.callbacks.checkpoints import AtomicCheckpointIO
+
+    callbacks = [build(callback) for callback in config.callbacks.values() if callback]
+    loggers = [build(logger) for logger in config.logger.values() if logger]
+    return build(
+        config.trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()], default_root_dir=str(run.folder)
+    )
+
+
+def _resume(run: Run, trainer: Trainer) -> Path | None:
+    """The checkpoint to go on from, if there is one; the log is cut back to it."""
+    import torch
+
+    if not run.last.exists():
+        return None
+    state = torch.load(run.last, map_location="cpu", weights_only=True)
+    if trainer.is_global_zero:
+        print(f"resuming after epoch {state['epoch']}, step {state['global_step']}, from {run.last}")
+        for logger in trainer.loggers:
+            if hasattr(logger, "cut_back"):
+                logger.cut_back(state["global_step"])  # pyright: ignore[reportAttributeAccessIssue]
+    return run.last
+
+
+def _finish(run: Run, trainer: Trainer, config: DictConfig) -> None:
+    last = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    best = getattr(trainer.checkpoint_callback, "best_model_score", None)
+    run.write_json(
+        run.metrics_file,
+        {"monitor": config.monitor, "best": None if best is None else float(best), "epochs": trainer.current_epoch, "last": last},
+    )
+    run.set_status("finished", epochs=config.trainer.get("max_epochs"), steps=trainer.global_step)
+
+
+def _report(run: Run) -> float | None:
+    """Say where everything is, and return the number the run is chosen by."""
+    import json
+
+    results: dict[str, Any] = json.loads(run.metrics_file.read_text())
+    shown = {name: value for name, value in results["last"].items() if name.count("/") == 1}
+    print("\n" + "\n".join(f"  {name:<18} {value:.3f}" for name, value in shown.items()))
+    print(f"\n  best {results['monitor']}: {results['best']:.3f}" if results["best"] is not None else "")
+    print(f"  run folder  {run.folder}\n  metrics     {run.log}\n  pictures    {run.pictures / 'latest.png'}")
+    print(f"\n  quadrat-evaluate run={run.folder}\n  quadrat-predict run={run.folder} source=<picture or folder>\n")
+    return results["best"]
+
+
+if __name__ == "__main__":
+    main()

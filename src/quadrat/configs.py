@@ -8,10 +8,15 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
+import hydra.errors
 from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from quadrat.data.module import DataModule
+    from quadrat.tasks.base import Task
 
 NOT_IDENTITY = ("name", "paths", "logger", "hydra", "launcher", "resources")
 """Parts of a config that do not change what a run computes; how long to train is left out too."""
@@ -79,6 +84,21 @@ def build(config: Any, **more: Any) -> Any:
             raise error.__cause__ from None
         raise
     return waiting(**more)
+
+
+def build_task(config: DictConfig, data: DataModule) -> Task:
+    """Model, weighting, metric, optimiser and schedule of a config, for the classes of its data."""
+    model = build(config.model, num_classes=len(data.schema.classes))
+    weighting = build(config.loss.weighting, weights=dict(config.loss.weights))
+    return build(
+        config.task,
+        model=model,
+        weighting=weighting,
+        schema=data.schema,
+        optimizer=build(config.optimizer),
+        schedule=build(config.schedule),
+        seed=config.seed,
+    )
 
 
 def launch(name: str, run: Callable[[DictConfig], Any]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from quadrat.configs import build, launch
+from quadrat.configs import build, build_task, launch
 from quadrat.runs import Run, load_weights
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ def main() -> None:
 
 def evaluate(config: DictConfig) -> dict[str, float]:
     """Measure a run's checkpoint on ``split``; writes `evaluation/<split>/metrics.json` and `detections.json`."""
-    from quadrat.train import build_task
-
     run = Run.open(config.run)
     settings = run.config()
     settings.data.merge_with(config.data)
@@ -57,7 +55,13 @@ def _collector(category_ids: tuple[int, ...]):
             self.table = pl_module.metric.table()
 
         def on_test_batch_end(
-            self, trainer: Trainer, pl_module: Any, outputs: list[Detections], batch: Batch, batch_idx: int, dataloader_idx: int = 0
+            self,
+            trainer: Trainer,
+            pl_module: Any,
+            outputs: list[Detections],
+            batch: Batch,
+            batch_idx: int,
+            dataloader_idx: int = 0,
         ) -> None:
             for found, target in zip(outputs, batch.targets, strict=True):
                 self.entries += found.cpu().rescaled(target.original_size).to_coco(target.image_id, category_ids)

@@ -32,7 +32,9 @@ class Run:
         """An existing run; FileNotFoundError says what is missing."""
         run = cls(folder)
         if not run.folder.is_dir():
-            raise FileNotFoundError(f"there is no run folder {run.folder}; run=<folder> names one, as printed by quadrat-train")
+            raise FileNotFoundError(
+                f"there is no run folder {run.folder}; run=<folder> names one, as printed by quadrat-train"
+            )
         if not run.config_file.is_file():
             raise FileNotFoundError(f"{run.folder} is no run folder: it holds no config.yaml")
         return run
@@ -67,7 +69,9 @@ class Run:
         """Change how the run stands and keep what else is known of it."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         known = {key: value for key, value in self.status.items() if key != "error"}
-        self.write_json(self.status_file, {**known, "started": known.get("started", now), **more, "state": state, "at": now})
+        self.write_json(
+            self.status_file, {**known, "started": known.get("started", now), **more, "state": state, "at": now}
+        )
 
     def write_json(self, path: Path, value: Any) -> None:
         """Write a json file as a whole or not at all."""

@@ -247,6 +247,14 @@ def _padded(rows: list[Tensor], length: int) -> Tensor:
     return out
 
 
+class Proposals(NamedTuple):
+    """Regions of a batch where something may be, best first: ``boxes`` (B, R, 4), ``scores`` (B, R), ``valid`` (B, R)."""
+
+    boxes: Tensor
+    scores: Tensor
+    valid: Tensor
+
+
 @dataclass(frozen=True)
 class Detections:
     """One image's result, best first: ``boxes`` (N, 4), ``scores`` (N,), ``labels`` (N,) in a frame of ``size`` (H, W)."""

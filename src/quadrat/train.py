@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from quadrat.configs import build, launch, run_id
+from quadrat.configs import build, build_task, launch, run_id
 from quadrat.runs import Run
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
-
-    from quadrat.data.module import DataModule
-    from quadrat.tasks.base import Task
 
 
 def main() -> None:
@@ -51,28 +48,17 @@ def train(config: DictConfig) -> float | None:
     return _report(run)
 
 
-def build_task(config: DictConfig, data: DataModule) -> Task:
-    """Model, weighting, metric, optimiser and schedule of a config, for the classes of its data."""
-    model = build(config.model, num_classes=len(data.schema.classes))
-    weighting = build(config.loss.weighting, weights=dict(config.loss.weights))
-    return build(
-        config.task,
-        model=model,
-        weighting=weighting,
-        schema=data.schema,
-        optimizer=build(config.optimizer),
-        schedule=build(config.schedule),
-        seed=config.seed,
-    )
-
-
 def _trainer(config: DictConfig, run: Run) -> Trainer:
     from quadrat.callbacks.checkpoints import AtomicCheckpointIO
 
     callbacks = [build(callback) for callback in config.callbacks.values() if callback]
     loggers = [build(logger) for logger in config.logger.values() if logger]
     return build(
-        config.trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()], default_root_dir=str(run.folder)
+        config.trainer,
+        callbacks=callbacks,
+        logger=loggers,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=str(run.folder),
     )
 
 
@@ -96,7 +82,12 @@ def _finish(run: Run, trainer: Trainer, config: DictConfig) -> None:
     best = getattr(trainer.checkpoint_callback, "best_model_score", None)
     run.write_json(
         run.metrics_file,
-        {"monitor": config.monitor, "best": None if best is None else float(best), "epochs": trainer.current_epoch, "last": last},
+        {
+            "monitor": config.monitor,
+            "best": None if best is None else float(best),
+            "epochs": trainer.current_epoch,
+            "last": last,
+        },
     )
     run.set_status("finished", epochs=config.trainer.get("max_epochs"), steps=trainer.global_step)
 

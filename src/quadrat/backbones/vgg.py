@@ -18,7 +18,7 @@ class VGG16(Backbone):
         body = models.vgg16(weights=None)
         del body.classifier
         load_weights(body, weights, "vgg16", unused=("classifier.",))
-        layers = body.features
+        layers = list(body.features.children())
         cuts = [0, 4, 9, 16, 23, 30]
         super().__init__(
             {f"c{i + 1}": nn.Sequential(*layers[cuts[i] : cuts[i + 1]]) for i in range(5)},

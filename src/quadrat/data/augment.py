@@ -77,7 +77,7 @@ class Augment:
         with warnings.catch_warnings():  # a list of colour changes alone has no use for boxes, and that is fine
             warnings.filterwarnings("ignore", message="Got processor for")
             self.compose = A.Compose(
-                self.transforms,
+                list[Any](self.transforms),
                 bbox_params=A.BboxParams(
                     "pascal_voc", label_fields=["rows"], clip=True, min_visibility=min_visibility, min_area=min_area
                 ),
@@ -132,14 +132,10 @@ def _area(boxes: torch.Tensor) -> torch.Tensor:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def _is_outline(mask: Mask) -> bool:
-    return isinstance(mask, list)
-
-
 def _planes(targets: Targets) -> dict[str, Any]:
     """Only what has no outline is a plane: RLE masks (crowds) and the semantic map."""
     planes: dict[str, Any] = {}
-    bitmaps = [rle.decode(mask) for mask in targets.masks or () if not _is_outline(mask)]
+    bitmaps = [rle.decode(mask) for mask in targets.masks or () if isinstance(mask, dict)]
     if bitmaps:  # albumentations cannot stack an empty list
         planes["masks"] = np.stack(bitmaps)
     if targets.semantic is not None:

@@ -14,8 +14,7 @@ from quadrat.losses.regression import smooth_l1
 from quadrat.ops.boxes import Weights4, clip, decode, encode
 from quadrat.ops.match import gather_rows
 from quadrat.ops.suppress import suppress
-from quadrat.proposers.rpn import Proposals
-from quadrat.structures import Batch, Detections
+from quadrat.structures import Batch, Detections, Proposals
 
 
 class RegionBox(nn.Module):

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from quadrat.ops.match import gather_rows, match
 from quadrat.ops.sample import sample
-from quadrat.proposers.rpn import Proposals
-from quadrat.structures import Batch
+from quadrat.structures import Batch, Proposals
 
 
 class TrainingRegions(NamedTuple):

@@ -24,9 +24,8 @@ class FPN(Features):
         self.reads = names
         self.lateral = nn.ModuleDict({name: nn.Conv2d(upstream.out_channels[name], channels, 1) for name in names})
         self.smooth = nn.ModuleDict({name: nn.Conv2d(channels, channels, 3, padding=1) for name in names})
-        for layer in [*self.lateral.values(), *self.smooth.values()]:
-            nn.init.kaiming_uniform_(layer.weight, a=1)
-            nn.init.zeros_(layer.bias)
+        for parameter in self.parameters():
+            nn.init.kaiming_uniform_(parameter, a=1) if parameter.ndim > 1 else nn.init.zeros_(parameter)
         self.strides = {f"p{name[1:]}": upstream.strides[name] for name in names}
         self.extra = f"p{int(names[-1][1:]) + 1}"
         self.strides[self.extra] = 2 * upstream.strides[names[-1]]

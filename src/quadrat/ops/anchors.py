@@ -42,10 +42,10 @@ def _reference_level(stride: int, scales: Sequence[float], ratios: Sequence[floa
     return torch.tensor(boxes, dtype=torch.float32)
 
 
-def grid_anchors(base: Tensor, height: int, width: int, stride_y: float, stride_x: float) -> Tensor:
+def grid_anchors(base: Tensor, height: int, width: int, stride: int) -> Tensor:
     """Base boxes (A, 4) at every cell of a height x width grid -> (height * width * A, 4), cell by cell, row by row."""
-    y = torch.arange(height, dtype=base.dtype, device=base.device) * stride_y
-    x = torch.arange(width, dtype=base.dtype, device=base.device) * stride_x
+    y = torch.arange(height, dtype=base.dtype, device=base.device) * stride
+    x = torch.arange(width, dtype=base.dtype, device=base.device) * stride
     rows, columns = torch.meshgrid(y, x, indexing="ij")
     shift = torch.stack([columns, rows, columns, rows], dim=-1).reshape(-1, 1, 4)  # (H*W, 1, 4)
     return (shift + base).reshape(-1, 4)

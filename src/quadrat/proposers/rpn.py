@@ -20,18 +20,10 @@ from quadrat.ops.boxes import clip, decode, encode
 from quadrat.ops.match import IGNORED, gather_rows, match
 from quadrat.ops.sample import sample
 from quadrat.ops.suppress import suppress
-from quadrat.structures import Batch
+from quadrat.structures import Batch, Proposals
 
 CODER = (1.0, 1.0, 1.0, 1.0)
 """Offsets of anchors are regressed as they are, without the region head's multipliers."""
-
-
-class Proposals(NamedTuple):
-    """Regions of a batch, best first: ``boxes`` (B, R, 4), ``scores`` (B, R), ``valid`` (B, R)."""
-
-    boxes: Tensor
-    scores: Tensor
-    valid: Tensor
 
 
 class Judged(NamedTuple):
@@ -91,9 +83,8 @@ class RPN(nn.Module):
         self.conv = nn.Conv2d(channels, hidden or channels, 3, padding=1)
         self.objectness = nn.Conv2d(hidden or channels, self.per_cell, 1)
         self.box = nn.Conv2d(hidden or channels, self.per_cell * 4, 1)
-        for layer in (self.conv, self.objectness, self.box):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+        for name, parameter in self.named_parameters():
+            nn.init.normal_(parameter, std=0.01) if name.endswith("weight") else nn.init.zeros_(parameter)
         self.positive_iou, self.negative_iou = positive_iou, negative_iou
         self.samples, self.positive_fraction = samples, positive_fraction
         self.inside_only = inside_only
@@ -109,7 +100,7 @@ class RPN(nn.Module):
             # (B, A, H, W) -> (B, H*W*A), and (B, A*4, H, W) -> (B, H*W*A, 4): the order of the anchor grid
             logits.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
             deltas.append(self.box(hidden).permute(0, 2, 3, 1).reshape(len(hidden), -1, 4))
-            anchors.append(grid_anchors(self.get_buffer(f"base_{index}"), *hidden.shape[-2:], stride, stride))
+            anchors.append(grid_anchors(self.get_buffer(f"base_{index}"), hidden.shape[2], hidden.shape[3], stride))
         return Judged(
             torch.cat(logits, dim=1).float(),
             torch.cat(deltas, dim=1).float(),

@@ -59,7 +59,7 @@ class Task(LightningModule):
         self._draw_from("train", batch_idx)
         losses = self.model.loss(self.model.features(batch), batch)
         total = self.weighting(losses)
-        if batch_idx % self.trainer.log_every_n_steps == 0:
+        if batch_idx % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
             self._log_losses(losses, total, len(batch))
         return total
 
@@ -90,10 +90,15 @@ class Task(LightningModule):
         self._draw_from(stage, batch_idx)
         features = self.model.features(batch)
         for name, value in self.model.loss(features, batch).items():
-            self.evaluation_losses[name].update(value, weight=len(batch))
+            self._mean_loss(name).update(value, weight=len(batch))
         detections = self.model.predict(features, batch)
         self.metric.update(detections, batch.targets)
         return detections
+
+    def _mean_loss(self, name: str) -> MeanMetric:
+        mean = self.evaluation_losses[name]
+        assert isinstance(mean, MeanMetric)
+        return mean
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Detections]:
         return self.model.predict(self.model.features(batch), batch)
@@ -106,9 +111,10 @@ class Task(LightningModule):
 
     def _log_evaluation(self, stage: str) -> None:
         values = {f"{stage}/{name}": value for name, value in self.metric.compute().items()}
-        for name, mean in self.evaluation_losses.items():
-            values[f"{stage}/loss/{name}"] = float(mean.compute())  # pyright: ignore[reportCallIssue]
-            mean.reset()  # pyright: ignore[reportCallIssue]
+        for name in self.model.loss_names:
+            mean = self._mean_loss(name)
+            values[f"{stage}/loss/{name}"] = float(mean.compute())
+            mean.reset()
         self.metric.reset()
         self.log_dict(values)
 

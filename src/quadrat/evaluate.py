@@ -24,7 +24,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     """Measure a run's checkpoint on ``split``; writes `evaluation/<split>/metrics.json` and `detections.json`."""
     run = Run.open(config.run)
     settings = run.config()
-    settings.data.merge_with(config.data)
+    _change(settings.data, config.data)
     data = build(settings.data)
     task = build_task(settings, data)
     checkpoint = run.checkpoint(config.checkpoint)
@@ -39,6 +39,20 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     print("\n" + "\n".join(f"  {name:<12} {value:.4f}" for name, value in results.items() if "/" not in name))
     print(f"\n{collector.table}\n\n  {checkpoint.name} on {config.split}; metrics and detections in {folder}\n")
     return results
+
+
+def _change(data: DictConfig, wanted: DictConfig) -> None:
+    """Put what the command line says of the data in the place of what the run was trained with."""
+    if wanted.root is not None:
+        if "root" not in data.source:
+            raise ValueError(
+                f"this run's data has no folder ({data.source._target_}), data.root={wanted.root} has no place"
+            )
+        data.source.root = wanted.root
+    if wanted.batch_size is not None:
+        data.batch_size, data.eval_batch_size = wanted.batch_size, None
+    if wanted.workers is not None:
+        data.workers = wanted.workers
 
 
 def _collector(category_ids: tuple[int, ...]):

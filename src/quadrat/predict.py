@@ -29,14 +29,24 @@ def predict(config: DictConfig) -> list[dict[str, Any]]:
     """Detect in every picture of ``source``; writes drawn pictures and `detections.json` under ``output``."""
     from tqdm import tqdm
 
+    from quadrat.data.source import read_image
+    from quadrat.plots.draw import draw_detections, write_image
+
     run = Run.open(config.run)
-    files = pictures(Path(str(config.source)).expanduser())
+    source = Path(str(config.source)).expanduser()
+    files = pictures(source)
     model, schema, augment, device = _load(run, config)
     output = Path(config.output or run.folder / "predictions")
     entries: list[dict[str, Any]] = []
     # the bar appears only where one has to wait
     for file in tqdm(files, desc="predicting", unit="picture", delay=2):
-        entries += _one(file, model, schema, augment, device, output, config.threshold)
+        image = read_image(file)
+        found = detect(model, augment, image, device)
+        name = file.relative_to(source) if file != source else Path(file.name)
+        drawing = output / name.with_suffix(".png")
+        drawing.parent.mkdir(parents=True, exist_ok=True)
+        write_image(drawing, draw_detections(image, found, schema, threshold=config.threshold))
+        entries += [{**entry, "file_name": str(name)} for entry in found.to_coco(_image_id(name), schema.category_ids)]
     run.write_json(output / "detections.json", entries)
     print(f"{len(entries)} detections in {len(files)} pictures: {output}")
     return entries
@@ -73,19 +83,6 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _one(
-    file: Path, model: Model, schema: Schema, augment: Augment, device: torch.device, output: Path, threshold: float
-) -> list[dict[str, Any]]:
-    from quadrat.data.source import read_image
-    from quadrat.plots.draw import draw_detections, write_image
-
-    image = read_image(file)
-    found = detect(model, augment, image, device)
-    output.mkdir(parents=True, exist_ok=True)
-    write_image(output / f"{file.stem}.png", draw_detections(image, found, schema, threshold=threshold))
-    return [{**entry, "file_name": file.name} for entry in found.to_coco(_image_id(file), schema.category_ids)]
-
-
 def detect(model: Model, augment: Augment, image: Any, device: torch.device) -> Detections:
     """Detections of one uint8 RGB picture (H, W, 3), in its own frame."""
     import torch
@@ -98,9 +95,9 @@ def detect(model: Model, augment: Augment, image: Any, device: torch.device) -> 
         return model.predict(model.features(batch), batch)[0].cpu().rescaled(size)
 
 
-def _image_id(file: Path) -> int | str:
-    """COCO's pictures are named by their number; any other by its name."""
-    return int(file.stem) if file.stem.isdigit() else file.stem
+def _image_id(name: Path) -> int | str:
+    """COCO's pictures are named by their number; any other by its place in the folder."""
+    return int(name.stem) if name.stem.isdigit() else str(name.with_suffix(""))
 
 
 if __name__ == "__main__":

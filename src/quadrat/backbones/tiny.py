@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from quadrat.backbones.base import Backbone
 
 
 class Tiny(Backbone):
-    """Five halvings of ``width``, ``width``, 2, 4 and 8 times ``width`` channels: c1 (stride 2) to c5 (stride 32)."""
+    """Five halvings, the last four of two residual blocks: c1 (stride 2, ``width`` channels) to c5 (stride 32, 8 times)."""
 
     def __init__(self, width: int = 16, *, freeze_stages: int = 0, freeze_norm: bool = False) -> None:
         widths = {"c1": width, "c2": width * 2, "c3": width * 4, "c4": width * 6, "c5": width * 8}
-        channels = [3, *widths.values()]
         stages: dict[str, nn.Module] = {"c1": nn.Sequential(*_conv(3, width, stride=2), nn.ReLU(inplace=True))}
-        for name, before, after in zip(list(widths)[1:], channels[1:], channels[2:], strict=False):
-            stages[name] = Residual(before, after)
+        for (_, channels), (after, out) in pairwise(widths.items()):
+            stages[after] = nn.Sequential(Residual(channels, out, stride=2), Residual(out, out, stride=1))
         super().__init__(
             stages,
             out_channels=widths,
@@ -26,14 +27,18 @@ class Tiny(Backbone):
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions beside a strided 1x1, halving the map: (B, D, H, W) -> (B, D', H/2, W/2)."""
+    """Two 3x3 convolutions beside a shortcut: (B, D, H, W) -> (B, D', H / stride, W / stride)."""
 
-    def __init__(self, before: int, after: int) -> None:
+    def __init__(self, before: int, after: int, *, stride: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            *_conv(before, after, stride=2), nn.ReLU(inplace=True), *_conv(after, after, stride=1)
+            *_conv(before, after, stride=stride), nn.ReLU(inplace=True), *_conv(after, after, stride=1)
         )
-        self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride=2, bias=False), nn.BatchNorm2d(after))
+        self.shortcut = (
+            nn.Identity()
+            if stride == 1 and before == after
+            else nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+        )
         self.activation = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:

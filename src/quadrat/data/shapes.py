@@ -6,7 +6,7 @@ every pixel the number of the object seen there (1..M in order of painting, 0 ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -36,27 +36,32 @@ MIN_TEXTURE_PIXELS = 22.0  # on a smaller object a texture would hide the shape
 MIN_VISIBLE = 0.4  # of an object's own pixels
 MIN_VISIBLE_PIXELS = 100  # a smaller object is not covered at all
 MAX_OBJECTS = 100
+PIXEL_CENTRE = 0.5  # from the index of a pixel to the continuous coordinate of its centre
 TRIES = 10  # places tried for one object before it is left out
 
 
 class Shapes:
-    """``count`` pictures of one split (any name), each ``size`` (H, W) with up to ``objects[1]`` objects of these ``kinds``.
+    """``count`` pictures of one split (any name, or those a mapping gives counts for), each ``size`` (H, W) with up to ``objects[1]`` objects of these ``kinds``.
 
-    Boxes and masks are of the visible pixels. Polygons go through the centres of the outermost pixels and are given as
-    pixel indices: ``cv2.fillPoly`` of them is the mask. ``empty`` is the share of pictures without any object.
+    Boxes and masks are of the visible pixels. Polygons go through the centres of the outermost pixels:
+    ``cv2.fillPoly`` of the pixels they pass is the mask. ``empty`` is the share of pictures without any object.
     """
 
     def __init__(
         self,
         split: str,
         *,
-        count: int,
+        count: int | Mapping[str, int],
         size: tuple[int, int] = (160, 160),
         seed: int = 0,
         objects: tuple[int, int] = (1, 6),
         empty: float = 0.02,
         kinds: Sequence[str] = ("circle", "square", "triangle", "star", "cross", "person"),
     ) -> None:
+        if isinstance(count, Mapping):
+            if split not in count:
+                raise ValueError(f"no count for the split {split} of shapes, there are {list(count)}")
+            count = count[split]
         _check_counts(count, seed, objects, empty)
         if min(size) < 64:
             raise ValueError(f"shapes need pictures of at least 64x64 pixels, got size {tuple(size)} (H, W)")
@@ -481,7 +486,7 @@ def _outlines(owners: np.ndarray, owner: int) -> Polygons:
     shreds = [i for i in outer if cv2.contourArea(loops[i]) < SHRED_AREA]
     for i in shreds:
         cv2.fillPoly(owners, [outer.pop(i)], SHRED)
-    return [loop.astype(np.float32) for loop in outer.values()]
+    return [loop.astype(np.float32) + PIXEL_CENTRE for loop in outer.values()]
 
 
 def _keyhole(loop: np.ndarray, hole: np.ndarray) -> np.ndarray:
@@ -494,7 +499,7 @@ def _keyhole(loop: np.ndarray, hole: np.ndarray) -> np.ndarray:
 
 def _box(polygons: Polygons) -> np.ndarray:
     points = np.concatenate(polygons)
-    return np.concatenate([points.min(axis=0), points.max(axis=0) + 1])
+    return np.concatenate([points.min(axis=0) - PIXEL_CENTRE, points.max(axis=0) + PIXEL_CENTRE])
 
 
 def _caption(piece: CutOut, box: np.ndarray, size: tuple[int, ...]) -> str:

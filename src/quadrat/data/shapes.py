@@ -41,10 +41,11 @@ TRIES = 10  # places tried for one object before it is left out
 
 
 class Shapes:
-    """``count`` pictures of one split (any name, or those a mapping gives counts for), each ``size`` (H, W) with up to ``objects[1]`` objects of these ``kinds``.
+    """Drawn pictures of one split, each ``size`` (H, W) with up to ``objects[1]`` objects of these ``kinds``.
 
-    Boxes and masks are of the visible pixels. Polygons go through the centres of the outermost pixels:
-    ``cv2.fillPoly`` of the pixels they pass is the mask. ``empty`` is the share of pictures without any object.
+    ``count`` pictures, whatever the split is called; or a mapping that gives the splits and their counts. Boxes and masks are
+    of the visible pixels. Polygons go through the centres of the outermost pixels: ``cv2.fillPoly`` of the pixels they pass is
+    the mask. ``empty`` is the share of pictures without any object.
     """
 
     def __init__(

@@ -28,16 +28,15 @@ def intersection(a: Tensor, b: Tensor) -> Tensor:
     return size[..., 0] * size[..., 1]
 
 
-def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Pairwise intersection over union of (..., N, 4) and (..., M, 4) -> (..., N, M); two empty boxes have 0."""
-    common = intersection(a, b)
-    union = area(a)[..., :, None] + area(b)[..., None, :] - common
+def over_union(common: Tensor, areas_a: Tensor, areas_b: Tensor) -> Tensor:
+    """Intersections (..., N, M) of boxes with areas (..., N) and (..., M) as shares of the unions; two empty boxes have 0."""
+    union = areas_a[..., :, None] + areas_b[..., None, :] - common
     return common / union.clamp(min=torch.finfo(common.dtype).tiny)
 
 
-def coverage(a: Tensor, b: Tensor) -> Tensor:
-    """Share of each box in ``a`` (..., N, 4) that lies in each box of ``b`` (..., M, 4) -> (..., N, M)."""
-    return intersection(a, b) / area(a)[..., :, None].clamp(min=torch.finfo(a.dtype).tiny)
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Pairwise intersection over union of (..., N, 4) and (..., M, 4) -> (..., N, M)."""
+    return over_union(intersection(a, b), area(a), area(b))
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quadrat.ops.boxes import coverage, iou
+from quadrat.ops.boxes import area, intersection, over_union
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 
@@ -38,27 +38,24 @@ def match(
     A box that is not positive and lies in an object to ignore (VOC difficult, COCO crowd) by more than ``ignore_coverage``
     is ignored (Detectron's crowd rule).
     """
-    real = valid & ~ignore  # (B, M)
-    overlaps = iou(boxes if boxes.ndim == 3 else boxes[None], truth)  # (B, N, M)
-    overlaps = overlaps.masked_fill(~real[:, None, :], -1.0)
+    boxes = boxes if boxes.ndim == 3 else boxes[None]
+    common = intersection(boxes, truth)  # (B, N, M)
+    areas = area(boxes)
+    overlaps = over_union(common, areas, area(truth))
+    overlaps = torch.where((valid & ~ignore)[:, None], overlaps, -1.0)
+    in_ignored = ((common > ignore_coverage * areas[..., None]) & (valid & ignore)[:, None]).any(dim=2)  # (B, N)
+
     quality, index = overlaps.max(dim=2)
     quality = quality.clamp(min=0.0)  # an image without objects is all background
     is_positive = quality >= positive
     if best_per_object:
         best = overlaps.amax(dim=1, keepdim=True)  # (B, 1, M)
         is_positive = is_positive | ((overlaps == best) & (best > 0)).any(dim=2)
-    is_negative = (quality >= negative[0]) & (quality < negative[1]) & ~is_positive
-    in_ignored = _covered(boxes, truth, valid & ignore, ignore_coverage)
+    is_negative = (quality >= negative[0]) & (quality < negative[1]) & ~in_ignored
     state = torch.full_like(index, IGNORED, dtype=torch.int8)
-    state = torch.where(is_negative & ~in_ignored, NEGATIVE, state)
-    state = torch.where(is_positive, POSITIVE, state)
+    state = torch.where(is_negative, NEGATIVE, state)
+    state = torch.where(is_positive, POSITIVE, state)  # after the negatives: a best box may be one of them
     return Match(state, index, quality)
-
-
-def _covered(boxes: Tensor, truth: Tensor, ignored: Tensor, share: float) -> Tensor:
-    """Boxes (B, N) of which more than ``share`` lies in one of the ignored objects (B, M)."""
-    inside = coverage(boxes if boxes.ndim == 3 else boxes[None], truth)  # (B, N, M)
-    return (inside.masked_fill(~ignored[:, None, :], 0.0) > share).any(dim=2)
 
 
 def gather_rows(rows: Tensor, index: Tensor) -> Tensor:

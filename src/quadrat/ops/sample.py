@@ -23,8 +23,8 @@ def sample(state: Tensor, count: int, positive_fraction: float) -> Sampled:
 
     Every box gets a random key; the largest keys win. Positives that miss their quota are not drawn; negatives fill up.
     """
-    count = min(count, state.shape[1])
     quota = int(count * positive_fraction)
+    count = min(count, state.shape[1])
     keys = torch.rand(state.shape, device=state.device)
     positive = state == POSITIVE
     chosen = _largest(torch.where(positive, keys, -1.0), quota)  # (B, N)

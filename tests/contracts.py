@@ -190,10 +190,14 @@ def keys_by_place() -> Iterator[None]:
 
 
 def assert_object_padding_inert(model: Model, batch: Batch) -> None:
-    """Rows of padding behind the objects change no bit of a loss; the keys of sampling are held, as they depend on M."""
+    """Rows of padding behind the objects change no loss by more than the order of its sum.
+
+    The random keys of sampling are held: torch draws other ones for another number of rows.
+    """
     with keys_by_place():
         plain, longer = losses_of(model, batch), losses_of(model, padded(batch, 7))
-    assert {n: v.item() for n, v in plain.items()} == {n: v.item() for n, v in longer.items()}
+    for name, value in plain.items():
+        assert longer[name].item() == pytest.approx(value.item(), rel=1e-5, abs=1e-7), name
 
 
 def assert_half_precision(model: Model, batch: Batch, *, classes: int = CLASSES) -> None:

@@ -228,7 +228,9 @@ def test_batch_to_moves_every_tensor_and_keeps_the_targets():
 
 
 def found() -> Detections:
-    return Detections(torch.tensor(BOXES, dtype=torch.float32), torch.tensor([0.75, 0.5, 0.25]), torch.arange(1, 4), SIZE)
+    return Detections(
+        torch.tensor(BOXES, dtype=torch.float32), torch.tensor([0.75, 0.5, 0.25]), torch.arange(1, 4), SIZE
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -93,10 +94,11 @@ def load_weights(body: nn.Module, weights: str | None, architecture: str, *, unu
     wanted = body.state_dict()
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     unknown = [key for key in state if key not in wanted]
-    if missing or unknown:
+    unlike = [key for key in state if key in wanted and state[key].shape != wanted[key].shape]
+    if missing or unknown or unlike:
         raise ValueError(
             f"{weights} holds no weights of a {architecture}: {len(missing)} keys missing (first: {missing[:3]}), "
-            f"{len(unknown)} unknown (first: {unknown[:3]})"
+            f"{len(unknown)} unknown (first: {unknown[:3]}), {len(unlike)} of another shape (first: {unlike[:3]})"
         )
     body.load_state_dict(state, strict=False)
     log.info("%s: trunk weights from %s", architecture, weights)
@@ -117,7 +119,13 @@ def imagenet_state(architecture: str) -> dict[str, Tensor]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """A plain state dict from a file; FileNotFoundError names a missing one."""
+    """A plain state dict from a file; FileNotFoundError or ValueError names a file that is missing or none."""
     if not path.is_file():
         raise FileNotFoundError(f"backbone weights {path} do not exist; give a state dict file, imagenet, or none")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is no file of plain weights ({str(error).splitlines()[0]})") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no state dict of tensors by name")
+    return state

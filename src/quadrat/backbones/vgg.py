@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
-from torchvision import models
+from torchvision.models.vgg import cfgs, make_layers
 
 from quadrat.backbones.base import Backbone, load_weights
 
@@ -15,8 +15,8 @@ class VGG16(Backbone):
     """
 
     def __init__(self, *, weights: str | None = None, freeze_stages: int = 0, freeze_norm: bool = False) -> None:
-        body = models.vgg16(weights=None)
-        del body.classifier
+        body = nn.Module()  # the fully connected layers, nine tenths of the network, are not even made
+        body.features = make_layers(cfgs["D"])
         load_weights(body, weights, "vgg16", unused=("classifier.",))
         layers = list(body.features.children())
         cuts = [0, 4, 9, 16, 23, 30]

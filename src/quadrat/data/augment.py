@@ -112,7 +112,7 @@ class Augment:
         limit = np.array([size[1], size[0], size[1], size[0]], dtype=np.float32)
         boxes = np.clip(boxes, 0, limit)  # the way to relative coordinates and back costs the last digit
         kept = targets.rows(rows)
-        moved = points.moved(result["keypoints"])
+        moved = points.moved(result["keypoints"], size)
         old = torch.as_tensor(np.asarray(kept.boxes))
         share = _area(torch.from_numpy(boxes)) / _area(old).clamp(min=1e-6)
         changed = replace(
@@ -120,7 +120,7 @@ class Augment:
             boxes=torch.from_numpy(boxes),
             areas=kept.areas * share,
             size=size,
-            original_size=moved.original_size(size, targets),
+            original_size=moved.original_size(targets),
             masks=None if kept.masks is None else _masks(rows, targets, moved, result.get("masks")),
             keypoints=None if kept.keypoints is None else moved.joints(rows, targets, self.flip_pairs),
             semantic=None if targets.semantic is None else torch.from_numpy(np.ascontiguousarray(result["mask"])),
@@ -146,43 +146,41 @@ def _planes(targets: Targets) -> dict[str, Any]:
 class _Points:
     """Three sentinels, every joint, and every vertex of every outline in one array, and the way back.
 
-    The sentinels are the origin and a unit along each axis: what becomes of them tells the scale and whether there was a mirror.
+    The sentinels are three corners of the picture: what becomes of them tells the scale and whether there was a mirror.
     """
 
-    SENTINELS = np.array([[0, 0], [1, 0], [0, 1]], dtype=np.float32)
-
     def __init__(self, targets: Targets) -> None:
-        joints = (
-            np.zeros((0, 2), np.float32)
-            if targets.keypoints is None
-            else targets.keypoints[..., :2].reshape(-1, 2).numpy()
-        )
+        height, width = targets.size
+        sentinels = np.array([[0, 0], [width, 0], [0, height]], dtype=np.float32)
+        keypoints = targets.keypoints
+        joints = np.zeros((0, 2), np.float32) if keypoints is None else keypoints[..., :2].reshape(-1, 2).numpy()
         outlines = [polygon for mask in targets.masks or () if isinstance(mask, list) for polygon in mask]
-        self.joints = len(joints)
-        self.flat = np.concatenate([self.SENTINELS, joints, *outlines]).astype(np.float32) - PIXEL_CENTRE
+        self.joints, self.size = len(joints), targets.size
+        self.flat = np.concatenate([sentinels, joints, *outlines]).astype(np.float32) - PIXEL_CENTRE
 
-    def moved(self, flat: Any) -> _Moved:
-        """Where the points are now."""
+    def moved(self, flat: Any, size: tuple[int, int]) -> _Moved:
+        """Where the points are now, in a picture of this size (H, W)."""
         flat = np.asarray(flat, dtype=np.float32).reshape(-1, 2) + PIXEL_CENTRE
-        return _Moved(flat[:3], flat[3 : 3 + self.joints], flat[3 + self.joints :])
+        height, width = self.size
+        axes = (flat[1:3] - flat[0]).astype(np.float64) / [[width], [height]]
+        return _Moved(axes, flat[3 : 3 + self.joints], flat[3 + self.joints :], size)
 
 
 class _Moved:
-    """The points after the change."""
+    """The points after the change; ``axes`` (2, 2) are the x and the y direction of the old picture in the new one."""
 
-    def __init__(self, sentinels: np.ndarray, joints: np.ndarray, vertices: np.ndarray) -> None:
-        self.axes = sentinels[1:] - sentinels[0]  # rows: where x and y point now
-        self.flat_joints, self.vertices = joints, vertices
+    def __init__(self, axes: np.ndarray, joints: np.ndarray, vertices: np.ndarray, size: tuple[int, int]) -> None:
+        self.axes, self.flat_joints, self.vertices, self.size = axes, joints, vertices, size
 
     @property
     def mirrored(self) -> bool:
         return float(np.linalg.det(self.axes)) < 0
 
-    def original_size(self, size: tuple[int, int], targets: Targets) -> tuple[int, int]:
+    def original_size(self, targets: Targets) -> tuple[int, int]:
         """The size this view had before it was scaled: the picture's own if it is whole, the crop's otherwise."""
-        scale = np.abs(self.axes).sum(axis=0)  # x and y, right for quarter turns and mirrors too
+        scale_x, scale_y = np.linalg.norm(self.axes, axis=0)
         before = targets.size[0] / targets.original_size[0], targets.size[1] / targets.original_size[1]
-        return max(1, round(size[0] / scale[1] / before[0])), max(1, round(size[1] / scale[0] / before[1]))
+        return max(1, round(self.size[0] / scale_y / before[0])), max(1, round(self.size[1] / scale_x / before[1]))
 
     def joints(self, rows: list[int], targets: Targets, flip_pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
         """Joints (M, K, 3) of the surviving rows; one that left the picture is unlabelled, a mirror swaps left and right."""
@@ -195,8 +193,10 @@ class _Moved:
                 order[left], order[right] = order[right], order[left]
             joints = joints[:, order]
         joints = joints[torch.as_tensor(rows, dtype=torch.long)]
-        labelled = joints[..., 2:] > 0
-        return torch.where(labelled, joints, 0.0)
+        limit = torch.tensor([self.size[1], self.size[0]])
+        inside = ((joints[..., :2] >= 0) & (joints[..., :2] <= limit)).all(-1)
+        labelled = (joints[..., 2] > 0) & inside
+        return torch.where(labelled[..., None], joints, 0.0)
 
     def outlines(self, targets: Targets) -> list[Mask | None]:
         """Every row's outline with its vertices where they are now; None for a row that has an RLE."""

@@ -83,17 +83,17 @@ class DataModule(LightningDataModule):
         split = self.splits.get(stage, stage)
         if split not in self.sources:
             source = self.make_source(split=split)
+            self._check_classes(split, source)
             self.sources[split] = source if self.limit is None else First(source, self.limit)
-            self._check_classes(split)
         return self.sources[split]
 
-    def _check_classes(self, split: str) -> None:
-        known = next(iter(self.sources.items()))
-        if known[1].schema.classes != self.sources[split].schema.classes:
-            raise ValueError(
-                f"split {split} has classes {self.sources[split].schema.classes}, split {known[0]} has "
-                f"{known[1].schema.classes}; name them once with data.source.classes"
-            )
+    def _check_classes(self, split: str, source: Source) -> None:
+        for other, known in self.sources.items():
+            if known.schema.classes != source.schema.classes:
+                raise ValueError(
+                    f"split {split} has classes {source.schema.classes}, split {other} has {known.schema.classes}; "
+                    f"name them once with data.source.classes"
+                )
 
     @property
     def schema(self) -> Schema:

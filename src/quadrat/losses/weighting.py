@@ -50,7 +50,11 @@ class WeightedSum(Weighting):
         return dict(zip(self.names, self.values.unbind(), strict=True))
 
     def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Named scalars -> their weighted sum; a term of weight 0 is left out, so that not even its NaN gets through."""
+        """Named scalars -> their weighted sum.
+
+        A term of weight 0 adds nothing, not even if it is NaN; its parameters get gradients of 0, which is what several
+        processes expect of every parameter.
+        """
         self.check(losses)
         terms = [losses[name] for name in self.names]
         weighed = torch.stack(terms) * self.values

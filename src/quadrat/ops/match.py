@@ -46,7 +46,7 @@ def match(
     in_ignored = ((common > ignore_coverage * areas[..., None]) & (valid & ignore)[:, None]).any(dim=2)  # (B, N)
 
     quality, index = overlaps.max(dim=2)
-    quality = quality.clamp(min=0.0)  # an image without objects is all background
+    quality = quality.clamp(min=0.0)  # -1 where there are no objects
     is_positive = quality >= positive
     if best_per_object:
         best = overlaps.amax(dim=1, keepdim=True)  # (B, 1, M)

@@ -20,7 +20,10 @@ from quadrat.ops.constants import constant
 def assign_levels(
     boxes: Tensor, strides: Sequence[int], *, canonical_size: float = 224, canonical_stride: int = 16
 ) -> Tensor:
-    """Index 0..L-1 of the map each box (..., 4) is read from: bigger boxes from coarser maps (FPN, equation 1)."""
+    """Index 0..L-1 of the map each box (..., 4) is read from: bigger boxes from coarser maps (FPN, equation 1).
+
+    The maps are given finest first, each of twice the stride of the one before.
+    """
     size = ((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])).clamp(min=0).sqrt()
     # the epsilon puts a box of exactly twice the canonical size on the coarser map, as in torchvision
     level = torch.floor(torch.log2(size / canonical_size) + math.log2(canonical_stride) + 1e-6)

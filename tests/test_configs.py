@@ -59,7 +59,7 @@ def test_compose_command(command: str) -> None:
 
 def test_compose_without_experiment_as_documented() -> None:
     """The words that the help, the README and the comments of conf/data give for one's own data."""
-    overrides = ["experiment=null", "data=voc", "data.source.root=pets"]
+    overrides = ["experiment=none", "data=voc", "data.source.root=pets"]
     assert compose("train", overrides).data.source.root == "pets"
 
 

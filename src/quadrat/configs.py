@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -44,16 +45,17 @@ def register_resolvers() -> None:
 
 def run_id(config: DictConfig) -> str:
     """Eight hex digits of the hash of everything in a config that changes what the run computes."""
-    parts = {str(key): _plain(config, str(key)) for key in config if str(key) not in NOT_IDENTITY}
+    elsewhere = copy.deepcopy(config)
+    for name in elsewhere.paths:  # the same data and weights in another place, the same run
+        elsewhere.paths[name] = name
+    parts = {str(key): _plain(elsewhere[key]) for key in elsewhere if str(key) not in NOT_IDENTITY}
     parts["trainer"] = {key: value for key, value in parts.get("trainer", {}).items() if key not in DURATION}
     text = json.dumps(_numbers_alike(parts), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _plain(config: DictConfig, key: str) -> Any:
-    value = config[key]
-    # callbacks write into the run folder, whose name is what is being computed: they are hashed as written
-    return OmegaConf.to_container(value, resolve=key != "callbacks") if OmegaConf.is_config(value) else value
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _numbers_alike(value: Any) -> Any:
@@ -104,29 +106,54 @@ def build_task(config: DictConfig, data: DataModule) -> Task:
 def launch(name: str, run: Callable[[DictConfig], Any]) -> None:
     """Run a command from the shell; what the user can mend is one message, not a trace."""
     register_resolvers()
+    composed = False
 
     def guarded(config: DictConfig) -> Any:
+        nonlocal composed
+        composed = True
         try:
+            _refuse_gaps(config)
             return run(config)
         except (ValueError, KeyError, FileNotFoundError, PermissionError) as error:
             if config.get("trace"):
                 raise
-            message = error.args[0] if isinstance(error, KeyError) and error.args else error
-            print(f"\nerror: {message}\n(trace=true shows where)", file=sys.stderr)
+            print(f"\nerror: {message(error)}\n(trace=true shows where)", file=sys.stderr)
             sys.exit(1)
 
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(guarded)()
     except SystemExit as stop:
-        if stop.code == 1:
+        if stop.code == 1 and not composed:
             for hint in hints(name, sys.argv[1:]):
                 print(hint, file=sys.stderr)
         raise
 
 
+def _refuse_gaps(config: DictConfig) -> None:
+    """What has no default must be given: ValueError names all of it."""
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ValueError(
+            f"{', '.join(missing)} is not set; add {' '.join(f'{key}=<...>' for key in missing)} to the command"
+        )
+
+
+def message(error: Exception) -> str:
+    """What an error says, without the quotes of a KeyError and without the trace that a loader worker wraps around it."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if "Original Traceback" in text:
+        text = text.rstrip().splitlines()[-1].split(": ", 1)[-1]
+    return text
+
+
 def hints(name: str, overrides: list[str]) -> Iterator[str]:
     """For each override whose key does not exist, the keys that look like it."""
-    known = list(_keys(compose(name))) + groups()
+    chosen = [override for override in overrides if override.split("=")[0] in groups()]
+    try:
+        config = compose(name, chosen)
+    except hydra.errors.HydraException:
+        config = compose(name)
+    known = list(dict.fromkeys([*_keys(config), *groups()]))
     for override in overrides:
         key = override.lstrip("+~").split("=")[0].split("@")[0]
         if "=" in override and not override.startswith(("+", "-", "hydra.")) and key not in known:

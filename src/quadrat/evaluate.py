@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -30,7 +31,10 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     checkpoint = run.checkpoint(config.checkpoint)
     load_weights(task.model, checkpoint)
     collector = _collector(data.schema.category_ids)
-    trainer = build(config.trainer, callbacks=[collector, build(config.progress)], default_root_dir=str(run.folder))
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    trainer = build(
+        config.trainer, callbacks=[collector, build(config.progress)], logger=False, default_root_dir=str(run.folder)
+    )
     trainer.test(task, dataloaders=data.evaluation_dataloader(config.split), verbose=False)
     results = {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()}
     folder = run.folder / "evaluation" / config.split

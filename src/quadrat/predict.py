@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from quadrat.configs import build, launch
-from quadrat.runs import Run, load_weights
+from quadrat.runs import Run, load_weights, read_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -37,13 +38,18 @@ def predict(config: DictConfig) -> list[dict[str, Any]]:
     files = pictures(source)
     model, schema, augment, device = _load(run, config)
     output = Path(config.output or run.folder / "predictions")
+    if output.resolve() in (source.resolve(), source.resolve().parent):
+        raise ValueError(
+            f"output={output} is where the pictures lie, and drawings could replace them; name another folder"
+        )
+    drawings = _drawings(files, source)
     entries: list[dict[str, Any]] = []
     # the bar appears only where one has to wait
     for file in tqdm(files, desc="predicting", unit="picture", delay=2):
         image = read_image(file)
         found = detect(model, augment, image, device)
-        name = file.relative_to(source) if file != source else Path(file.name)
-        drawing = output / name.with_suffix(".png")
+        name = _name(file, source)
+        drawing = output / drawings[file]
         drawing.parent.mkdir(parents=True, exist_ok=True)
         write_image(drawing, draw_detections(image, found, schema, threshold=config.threshold))
         entries += [{**entry, "file_name": str(name)} for entry in found.to_coco(_image_id(name), schema.category_ids)]
@@ -62,6 +68,21 @@ def pictures(source: Path) -> list[Path]:
     return files
 
 
+def _name(file: Path, source: Path) -> Path:
+    """The place of a picture in the source folder."""
+    return Path(file.name) if file == source else file.relative_to(source)
+
+
+def _drawings(files: list[Path], source: Path) -> dict[Path, Path]:
+    """Where each picture's drawing goes: its name as png, after the whole name where two would be the same."""
+    names = {file: _name(file, source) for file in files}
+    counts = Counter(name.with_suffix("") for name in names.values())
+    return {
+        file: name.with_suffix(".png") if counts[name.with_suffix("")] == 1 else name.with_name(f"{name.name}.png")
+        for file, name in names.items()
+    }
+
+
 def _load(run: Run, config: DictConfig) -> tuple[Model, Schema, Augment, torch.device]:
     """The model with its weights, its classes as the checkpoint names them, and how pictures are made ready for it."""
     import torch
@@ -69,7 +90,7 @@ def _load(run: Run, config: DictConfig) -> tuple[Model, Schema, Augment, torch.d
     from quadrat.structures import Schema
 
     settings, checkpoint = run.config(), run.checkpoint(config.checkpoint)
-    stored = torch.load(checkpoint, map_location="cpu", weights_only=True)["schema"]
+    stored = read_checkpoint(checkpoint)["schema"]
     schema = Schema(**{name: _tuples(value) for name, value in stored.items()})
     if "backbone" in settings.model and "weights" in settings.model.backbone:
         settings.model.backbone.weights = None  # the checkpoint holds them
@@ -96,8 +117,8 @@ def detect(model: Model, augment: Augment, image: Any, device: torch.device) -> 
 
 
 def _image_id(name: Path) -> int | str:
-    """COCO's pictures are named by their number; any other by its place in the folder."""
-    return int(name.stem) if name.stem.isdigit() else str(name.with_suffix(""))
+    """COCO's pictures are named by their number; any other by its name in the folder."""
+    return int(name.stem) if name.stem.isdigit() and name.parent == Path() else str(name)
 
 
 if __name__ == "__main__":

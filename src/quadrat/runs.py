@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,11 +86,22 @@ def _write(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Fill a task's model from a checkpoint of ours; ValueError names the keys when it is of another model."""
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours, plain values only; ValueError names a file that is none."""
     import torch
 
-    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]})") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{path} is no checkpoint of a run: it holds no state_dict")
+    return checkpoint
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Fill a task's model from a checkpoint of ours; ValueError names the keys when it is of another model."""
+    state = read_checkpoint(path)["state_dict"]
     state = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
     wanted = model.state_dict()
     unlike = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]

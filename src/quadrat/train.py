@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from quadrat.configs import build, build_task, launch, run_id
-from quadrat.runs import Run
+from quadrat.runs import Run, read_checkpoint
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -27,27 +28,38 @@ def main() -> None:
 def train(config: DictConfig) -> float | None:
     """Train what the config describes in its run folder; returns the best value of the monitored metric."""
     run = Run(config.paths.run)
-    target = config.trainer.max_epochs
-    if run.status["state"] == "finished" and run.status["epochs"] == target:
-        print(f"this run is finished already ({target} epochs); more: trainer.max_epochs=<n>, anew: delete its folder")
+    if _done(run.status, config.trainer):
+        print("this run is finished already; more: trainer.max_epochs=<n>, anew: delete its folder")
         return _report(run)
     data = build(config.data)
     task = _seeded_task(config, data)
+    task.check_monitor(config.monitor)
     trainer = _trainer(config, run)
     if trainer.is_global_zero:
         run.save_config(config)
-        run.set_status("running", id=run_id(config), command=sys.argv[1:], epochs=target)
+        run.set_status("running", id=run_id(config), command=sys.argv[1:])
     try:
         _log_config(trainer, config)
         trainer.fit(task, data, ckpt_path=_resume(run, trainer))
     except BaseException as error:
-        _end(trainer, run, "interrupted" if trainer.interrupted else "failed", error=f"{type(error).__name__}: {error}")
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        _end(trainer, run, "interrupted" if stopped else "failed", error=f"{type(error).__name__}: {error}")
+        if stopped:
+            print(f"\nstopped; the same command goes on from {run.last}" if run.last.exists() else "\nstopped")
         raise
     if not trainer.is_global_zero:
         return None
     _write_results(run, trainer, config)
-    _end(trainer, run, "finished", steps=trainer.global_step)
+    _end(trainer, run, "finished", epochs=trainer.current_epoch, steps=trainer.global_step)
     return _report(run)
+
+
+def _done(status: dict[str, Any], trainer: DictConfig) -> bool:
+    """Has the run been trained for as long as it is asked to be?"""
+    if status["state"] != "finished":
+        return False
+    epochs, steps = trainer.max_epochs or -1, trainer.max_steps or -1
+    return 0 < epochs <= status["epochs"] or 0 < steps <= status["steps"]
 
 
 def _seeded_task(config: DictConfig, data: DataModule) -> Task:
@@ -74,7 +86,10 @@ def _end(trainer: Trainer, run: Run, state: str, **more: Any) -> None:
 def _trainer(config: DictConfig, run: Run) -> Trainer:
     from quadrat.callbacks.checkpoints import AtomicCheckpointIO
 
-    callbacks = [build(callback) for callback in config.callbacks.values() if callback]
+    for name in ("lightning.pytorch", "lightning.fabric"):  # which devices there are is no news
+        logging.getLogger(name).setLevel(logging.WARNING)
+    shown = [name for name in config.callbacks if name != "progress" or config.trainer.enable_progress_bar]
+    callbacks = [build(config.callbacks[name]) for name in shown if config.callbacks[name]]
     loggers = [build(logger) for logger in config.logger.values() if logger]
     return build(
         config.trainer,
@@ -87,11 +102,9 @@ def _trainer(config: DictConfig, run: Run) -> Trainer:
 
 def _resume(run: Run, trainer: Trainer) -> Path | None:
     """The checkpoint to go on from, if there is one; the log is cut back to it."""
-    import torch
-
     if not run.last.exists():
         return None
-    state = torch.load(run.last, map_location="cpu", weights_only=True)
+    state = read_checkpoint(run.last)
     if trainer.is_global_zero:
         print(f"resuming after epoch {state['epoch']}, step {state['global_step']}, from {run.last}")
         for logger in trainer.loggers:
@@ -114,8 +127,10 @@ def _report(run: Run) -> float | None:
     results: dict[str, Any] = json.loads(run.metrics_file.read_text())
     shown = {name: value for name, value in results["last"].items() if name.count("/") == 1}
     print("\n" + "\n".join(f"  {name:<18} {value:.3f}" for name, value in shown.items()))
-    print(f"\n  best {results['monitor']}: {results['best']:.3f}" if results["best"] is not None else "")
-    print(f"  run folder  {run.folder}\n  metrics     {run.log}\n  pictures    {run.pictures / 'latest.png'}")
+    if results["best"] is not None:
+        print(f"\n  best {results['monitor']}: {results['best']:.3f}")
+    places = {"run folder": run.folder, "metrics": run.log, "pictures": run.pictures / "latest.png"}
+    print("\n" + "\n".join(f"  {name:<12}{place}" for name, place in places.items() if place.exists()))
     print(f"\n  quadrat-evaluate run={run.folder}\n  quadrat-predict run={run.folder} source=<picture or folder>\n")
     return results["best"]
 

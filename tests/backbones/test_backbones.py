@@ -246,7 +246,7 @@ def test_weights_that_lack_a_layer_are_refused(files: dict[str, Path], tmp_path:
 
 def test_a_checkpoint_that_wraps_a_state_dict_is_refused(files: dict[str, Path], tmp_path: Path):
     torch.save({"state_dict": torch.load(files["squeezenet1_1"], weights_only=True)}, tmp_path / "run.ckpt")
-    with pytest.raises(ValueError, match=r"run\.ckpt .* 1 unknown \(first: \['state_dict'\]\)"):
+    with pytest.raises(ValueError, match=r"run\.ckpt holds no state dict of tensors"):
         SqueezeNet(weights=str(tmp_path / "run.ckpt"))
 
 

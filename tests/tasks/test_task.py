@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,16 @@ pytestmark = [
         "ignore:.*isinstance.treespec, LeafSpec:FutureWarning"
     ),  # Lightning's own, with torch 2.15
 ]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Pictures this small are slower with several, very much so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 LOSSES = ("rpn_objectness", "rpn_box", "region_class", "region_box")
 SMALL = (

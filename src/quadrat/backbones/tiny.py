@@ -34,11 +34,7 @@ class Residual(nn.Module):
         self.body = nn.Sequential(
             *_conv(before, after, stride=stride), nn.ReLU(inplace=True), *_conv(after, after, stride=1)
         )
-        self.shortcut = (
-            nn.Identity()
-            if stride == 1 and before == after
-            else nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
-        )
+        self.shortcut = nn.Identity() if stride == 1 and before == after else _shortcut(before, after, stride)
         self.activation = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,3 +43,12 @@ class Residual(nn.Module):
 
 def _conv(before: int, after: int, *, stride: int) -> list[nn.Module]:
     return [nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after)]
+
+
+def _shortcut(before: int, after: int, stride: int) -> nn.Module:
+    """The mean of what the stride skips, then a 1x1 convolution (ResNet-D); every input cell is heard."""
+    return nn.Sequential(
+        nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False),
+        nn.Conv2d(before, after, 1, bias=False),
+        nn.BatchNorm2d(after),
+    )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import netrc
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import WandbLogger
 
@@ -25,14 +26,27 @@ def wandb_logger(
     if offline is None:
         offline = os.environ.get("WANDB_MODE") == "offline" or not _has_key()
     Path(folder).mkdir(parents=True, exist_ok=True)
-    settings: dict[str, Any] = {"resume": "allow", "tags": list(tags), "job_type": job_type}
     return WandbLogger(
-        save_dir=folder, id=run_id, project=project, name=name or run_id, group=group, offline=offline, **settings
+        save_dir=folder,
+        id=run_id,
+        project=project,
+        name=name or run_id,
+        group=group,
+        offline=offline,
+        # also given to wandb itself, whose settings may have been read before Lightning sets the environment
+        mode="offline" if offline else "online",
+        resume="allow",
+        tags=list(tags),
+        job_type=job_type,
     )
 
 
 def _has_key() -> bool:
-    """Is there an API key in the environment or in the netrc file?"""
-    import wandb
-
-    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+    """Is there an API key in the environment, or in the netrc file where `wandb login` puts it?"""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -143,7 +143,8 @@ def _bad_box(where: str, size: np.ndarray, outside: bool, count: int) -> str:
     )
     return (
         f"{where}: the box is {problem} (bad boxes in this split: {count}); "
-        "correct the file, or pass on_bad_box='drop' to clip such boxes and drop those without area"
+        "correct the file, or set on_bad_box=drop (data.source.on_bad_box=drop in a command) "
+        "to clip such boxes and drop those without area"
     )
 
 

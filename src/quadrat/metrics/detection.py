@@ -69,6 +69,11 @@ class BoxAP(Metric):
         self.add_state("truths", default=[], dist_reduce_fx="cat")
         self.add_state("images", default=torch.tensor(0), dist_reduce_fx="sum")
 
+    def names(self) -> tuple[str, ...]:
+        """The numbers that ``compute`` gives whenever there is truth of every class."""
+        preset = PRESETS[self.preset]
+        return (*preset.always, *(f"{kind}/{name}" for kind in preset.columns for name in self.classes))
+
     def update(self, detections: Sequence[Detections], targets: Sequence[Targets]) -> None:
         """Add images: the detections of each, in any frame of it, and its truth."""
         if len(detections) != len(targets):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -17,7 +18,8 @@ from quadrat.losses.weighting import Weighting
 from quadrat.models.base import Model
 from quadrat.structures import Batch, Detections, Schema
 
-_STAGES = {"train": 0, "val": 1, "test": 2}
+_STREAMS = {"train": 0, "val": 1, "test": 1}
+"""Which stream of random numbers a stage draws from; a test of the validation split repeats its validation."""
 
 
 class Schedule(Protocol):
@@ -64,7 +66,7 @@ class Task(LightningModule):
         return total
 
     def _draw_from(self, stage: str, batch_idx: int) -> None:
-        place = [self.seed, _STAGES[stage], self.current_epoch if stage == "train" else 0, batch_idx, self.global_rank]
+        place = [self.seed, _STREAMS[stage], self.current_epoch if stage == "train" else 0, batch_idx, self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def _log_losses(self, losses: dict[str, Tensor], total: Tensor, size: int) -> None:
@@ -116,7 +118,18 @@ class Task(LightningModule):
             values[f"{stage}/loss/{name}"] = float(mean.compute())
             mean.reset()
         self.metric.reset()
-        self.log_dict(values)
+        self.log_dict(values, sync_dist=True)  # alike on every rank already: the metrics have been reduced
+
+    def check_monitor(self, name: str) -> None:
+        """Raise ValueError unless validation will log a metric of this name; a loss is no metric to choose by."""
+        known = [f"val/{metric}" for metric in self.metric_names()]
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:3]
+            raise ValueError(f"monitor={name} is no metric of this task; did you mean {' or '.join(close)}?")
+
+    def metric_names(self) -> tuple[str, ...]:
+        """The metrics that every validation reports."""
+        raise NotImplementedError
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["schema"] = asdict(self.schema)  # a checkpoint alone can name what it sees

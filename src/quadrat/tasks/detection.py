@@ -16,3 +16,7 @@ class DetectionTask(Task):
 
     def __init__(self, model: Model, schema: Schema, *, metric: Callable[..., BoxAP] = BoxAP, **base: Any) -> None:
         super().__init__(model, metric=metric(schema.classes), schema=schema, **base)
+
+    def metric_names(self) -> tuple[str, ...]:
+        assert isinstance(self.metric, BoxAP)
+        return self.metric.names()

@@ -37,8 +37,8 @@ check: $(READY) ## style, layers and types only
 	@$(BIN)/lint-imports --no-logo 2>/dev/null >.venv/lint.log || (cat .venv/lint.log; false)
 	@$(BIN)/pyright
 
-notebooks: $(READY) ## make and run notebooks/*.ipynb from their sources
-	@$(BIN)/jupytext --quiet --to ipynb notebooks/*.py && $(BIN)/python -m pytest --nbmake notebooks
+notebooks: $(READY) ## make notebooks/*.ipynb from their sources and open them in your editor of choice
+	@$(BIN)/jupytext --quiet --to ipynb notebooks/*.py && ls notebooks/*.ipynb
 
 lock: ## resolve the newest versions that pyproject.toml allows (needs uv)
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

@@ -21,7 +21,7 @@ from quadrat.plots.draw import draw_detections, draw_targets
 torch.manual_seed(0)
 config = compose("train")  # what `quadrat-train` would use
 data = build(config.data)
-data.schema.classes
+print(data.schema.classes)
 
 # %% [markdown]
 # ## The picture and its truth
@@ -39,7 +39,7 @@ print("masks    ", len(targets.masks), "outlines, the first of", len(targets.mas
 print("joints   ", tuple(targets.keypoints.shape), "x, y, visibility")
 print("captions ", targets.captions)
 plt.imshow(draw_targets(sample.image, targets, data.schema, zoom=3))
-plt.axis("off");
+_ = plt.axis("off")
 
 # %% [markdown]
 # ## A batch
@@ -124,6 +124,11 @@ for step in range(20):
 model.eval()
 with torch.no_grad():
     found = model.predict(model.features(batch), batch)[3]
-print(len(found), "detections; the best:", found.labels[:3].tolist(), [round(score, 2) for score in found.scores[:3].tolist()])
+print(
+    len(found),
+    "detections; the best:",
+    found.labels[:3].tolist(),
+    [round(score, 2) for score in found.scores[:3].tolist()],
+)
 plt.imshow(draw_detections(sample.image, found[:5], data.schema, threshold=0.0, zoom=3))
-plt.axis("off");
+_ = plt.axis("off")

@@ -4,6 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tests run side by side, one on each core; threads of one would only wait for those of the others."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Batches are a function of (seed, epoch, index), and what is wrong with the splits is known before they are read."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from quadrat.data.augment import Augment, ResizeShortEdge
 from quadrat.data.module import Batches, DataModule, First
 from quadrat.data.shapes import FLIP_PAIRS, Shapes
 from quadrat.data.voc import VOC
-from quadrat.structures import Batch
+from quadrat.structures import Batch, Sample
 
 SPLITS = {"train": "train", "val": "val", "test": "test"}
 COUNT = 10
@@ -186,3 +187,17 @@ def test_an_unknown_split_is_refused_by_its_source(tmp_path: Path):
 def test_an_unknown_split_of_shapes_is_refused():
     with pytest.raises(ValueError, match=r"no count for the split holiday of shapes, there are \['train'\]"):
         module(partial(Shapes, count={"train": 3})).source("holiday")
+
+
+class Unknown(Shapes):
+    """Every object is of a seventh class."""
+
+    def __getitem__(self, index: int) -> Sample:
+        image, targets = super().__getitem__(index)
+        return Sample(image, replace(targets, labels=torch.full_like(targets.labels, 7)))
+
+
+def test_a_label_beyond_the_classes_is_named():
+    batches = Batches(Unknown("train", count=1, empty=0.0), Augment(), seed=0, divisor=32)
+    with pytest.raises(ValueError, match=r"image 0: labels are 1\.\.6 for 6 classes, got \[7"):
+        batches.sample(0, 0)

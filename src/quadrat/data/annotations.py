@@ -64,7 +64,10 @@ class ObjectTable:
 def existing_folder(path: Path, wanted: str) -> Path:
     """The same path, or FileNotFoundError saying what should lie there."""
     if not path.is_dir():
-        raise FileNotFoundError(f"no folder {path}: wanted {wanted}; check the path, or download the data first")
+        raise FileNotFoundError(
+            f"no folder {path}: wanted {wanted}; "
+            "give it with data.source.root=<folder>; the experiments look under QUADRAT_DATA"
+        )
     return path
 
 

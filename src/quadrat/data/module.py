@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from quadrat.data.augment import Augment
 from quadrat.data.order import EvaluationOrder, Key, TrainingOrder
 from quadrat.data.source import Source
-from quadrat.structures import Batch, Sample, Schema
+from quadrat.structures import Batch, Sample, Schema, Targets
 
 
 class Batches(Dataset[Batch]):
@@ -27,7 +27,18 @@ class Batches(Dataset[Batch]):
     def sample(self, epoch: int, index: int) -> Sample:
         """One augmented picture."""
         seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
-        return self.augment(self.source[index], seed)
+        sample = self.source[index]
+        _check_labels(sample.targets, self.source.schema)
+        return self.augment(sample, seed)
+
+
+def _check_labels(targets: Targets, schema: Schema) -> None:
+    """A label beyond the classes would index past the end of a head, on a GPU without saying where."""
+    if len(targets) and int(targets.labels.max()) > len(schema.classes):
+        raise ValueError(
+            f"image {targets.image_id}: labels are 1..{len(schema.classes)} for {len(schema.classes)} classes, "
+            f"got {targets.labels.tolist()}"
+        )
 
 
 class First(Source):

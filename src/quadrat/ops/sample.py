@@ -25,11 +25,11 @@ def sample(state: Tensor, count: int, positive_fraction: float) -> Sampled:
     """
     quota = int(count * positive_fraction)
     count = min(count, state.shape[1])
-    keys = torch.rand(state.shape, device=state.device)
+    drawn = torch.rand(state.shape, device=state.device)
     positive = state == POSITIVE
-    chosen = _largest(torch.where(positive, keys, -1.0), quota)  # (B, N)
-    keys = torch.where(state == NEGATIVE, keys, -1.0)
-    keys = torch.where(chosen, 2.0, keys)  # before every negative
+    chosen = _largest(torch.where(positive, drawn, -1.0), quota)  # (B, N)
+    keys = torch.where(state == NEGATIVE, drawn, -1.0)
+    keys = torch.where(chosen, drawn + 2.0, keys)  # before every negative
     keys, index = keys.topk(count, dim=1)
     return Sampled(index=index, positive=keys > 1.0, valid=keys >= 0.0)
 

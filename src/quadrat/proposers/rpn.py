@@ -110,8 +110,9 @@ class RPN(nn.Module):
 
     def loss(self, judged: Judged, batch: Batch) -> dict[str, Tensor]:
         """``rpn_objectness`` over the sampled anchors, ``rpn_box`` over the positive ones among them."""
+        inside = self._trainable(judged.anchors, batch)
         matched = match(
-            judged.anchors,
+            torch.where(inside[..., None], judged.anchors, 0.0),  # an empty anchor matches nothing
             batch.boxes,
             batch.valid,
             batch.ignore,
@@ -119,10 +120,7 @@ class RPN(nn.Module):
             negative=(0.0, self.negative_iou),
             best_per_object=True,
         )
-        state = matched.state
-        if self.inside_only:
-            state = torch.where(_inside(judged.anchors, batch.sizes), state, IGNORED)
-        drawn = sample(state, self.samples, self.positive_fraction)
+        drawn = sample(torch.where(inside, matched.state, IGNORED), self.samples, self.positive_fraction)
         positive = drawn.positive & drawn.valid
         truth = gather_rows(batch.boxes, gather_rows(matched.index, drawn.index))  # (B, S, 4)
         anchors = judged.anchors[drawn.index]
@@ -135,6 +133,12 @@ class RPN(nn.Module):
             "rpn_objectness": binary_cross_entropy(gather_rows(judged.objectness, drawn.index), positive, drawn.valid),
             "rpn_box": (box * positive).sum() / denominator,
         }
+
+    def _trainable(self, anchors: Tensor, batch: Batch) -> Tensor:
+        """Which anchors (B, A) are matched at all: each image's own insides, or one row for all where any will do."""
+        if self.inside_only:
+            return _inside(anchors, batch.sizes)
+        return torch.ones((1, len(anchors)), dtype=torch.bool, device=anchors.device)
 
     @torch.no_grad()
     def propose(self, judged: Judged, batch: Batch, limits: Limits) -> Proposals:

@@ -61,7 +61,8 @@ class Task(LightningModule):
         self._draw_from("train", batch_idx)
         losses = self.model.loss(self.model.features(batch), batch)
         total = self.weighting(losses)
-        if batch_idx % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        if (self.global_step + 1) % every == 0:  # the step whose row Lightning writes
             self._log_losses(losses, total, len(batch))
         return total
 

@@ -48,7 +48,9 @@ def annotate(name: str, xmin: int = 3, xmax: int = 20) -> Callable[[Path], objec
 
 
 DAMAGES = {
-    "missing folder": Damage(lambda root: root.rename(root.with_name("moved")), FileNotFoundError, ("pets", "check")),
+    "missing folder": Damage(
+        lambda root: root.rename(root.with_name("moved")), FileNotFoundError, ("pets", "data.source.root=<folder>")
+    ),
     "missing split": Damage(
         lambda root: (root / "ImageSets" / "Main" / "train.txt").unlink(), FileNotFoundError, ("'train'", "['val']")
     ),

@@ -349,7 +349,7 @@ def test_predict_one_picture(whole: Run, album: Path, tmp_path: Path) -> None:
     entries = predict(
         compose("predict", [f"run={whole.folder}", f"source={album / 'first.jpg'}", f"output={tmp_path}"])
     )
-    assert {(entry["file_name"], entry["image_id"]) for entry in entries} == {("first.jpg", "first")}
+    assert {(entry["file_name"], entry["image_id"]) for entry in entries} == {("first.jpg", "first.jpg")}
     assert sorted(file.name for file in tmp_path.iterdir()) == ["detections.json", "first.png"]
 
 

@@ -6,7 +6,9 @@ import copy
 import difflib
 import hashlib
 import json
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from quadrat.data.module import DataModule
     from quadrat.tasks.base import Task
 
-NOT_IDENTITY = ("name", "paths", "logger", "hydra", "launcher", "resources")
+NOT_IDENTITY = ("name", "epochs", "paths", "logger", "hydra", "launcher", "resources")
 """Parts of a config that do not change what a run computes; how long to train is left out too."""
 
 DURATION = ("max_epochs", "max_steps", "max_time", "enable_progress_bar")
@@ -127,6 +129,22 @@ def launch(name: str, run: Callable[[DictConfig], Any]) -> None:
             for hint in hints(name, sys.argv[1:]):
                 print(hint, file=sys.stderr)
         raise
+
+
+NO_NEWS = (
+    "Checkpoint directory .* exists and is not empty",
+    "The number of training batches .* is smaller than the logging interval",  # steps are counted across epochs
+    ".*does not have many workers",
+    ".*LeafSpec.* is deprecated",  # inside Lightning 2.6, under torch 2.15
+)
+
+
+def quiet() -> None:
+    """Keep from the terminal what a user can do nothing about."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in NO_NEWS:
+        warnings.filterwarnings("ignore", message=message)
 
 
 def _refuse_gaps(config: DictConfig) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from quadrat.configs import build, build_task, launch
+from quadrat.configs import build, build_task, launch, quiet
 from quadrat.runs import Run, load_weights
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     checkpoint = run.checkpoint(config.checkpoint)
     load_weights(task.model, checkpoint)
     collector = _collector(data.schema.category_ids)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    quiet()
     trainer = build(
         config.trainer, callbacks=[collector, build(config.progress)], logger=False, default_root_dir=str(run.folder)
     )

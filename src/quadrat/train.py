@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from quadrat.configs import build, build_task, launch, run_id
+from quadrat.configs import build, build_task, launch, quiet, run_id
 from quadrat.runs import Run, read_checkpoint
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def train(config: DictConfig) -> float | None:
     """Train what the config describes in its run folder; returns the best value of the monitored metric."""
     run = Run(config.paths.run)
     if _done(run.status, config.trainer):
-        print("this run is finished already; more: trainer.max_epochs=<n>, anew: delete its folder")
+        print("this run is finished already; more: epochs=<n>, anew: delete its folder")
         return _report(run)
     data = build(config.data)
     task = _seeded_task(config, data)
@@ -86,8 +85,7 @@ def _end(trainer: Trainer, run: Run, state: str, **more: Any) -> None:
 def _trainer(config: DictConfig, run: Run) -> Trainer:
     from quadrat.callbacks.checkpoints import AtomicCheckpointIO
 
-    for name in ("lightning.pytorch", "lightning.fabric"):  # which devices there are is no news
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quiet()
     shown = [name for name in config.callbacks if name != "progress" or config.trainer.enable_progress_bar]
     callbacks = [build(config.callbacks[name]) for name in shown if config.callbacks[name]]
     loggers = [build(logger) for logger in config.logger.values() if logger]

@@ -243,7 +243,7 @@ BAD = [
     (empty_classes, ValueError, ["classes.txt", "got no class name"]),
     (latin_classes, ValueError, ["classes.txt", "not UTF-8 text (byte 3)"]),
     (no_object, ValueError, ["Annotations", "no class name; pass classes"]),
-    (outside, ValueError, ["train_000.xml, object 2", "xmax 66", "outside", "64x48 (WxH)", "on_bad_box='drop'"]),
+    (outside, ValueError, ["train_000.xml, object 2", "xmax 66", "outside", "64x48 (WxH)", "on_bad_box=drop"]),
     (negative, ValueError, ["train_000.xml, object 1", "xmin -1", "outside"]),
     (turned_round, ValueError, ["train_000.xml, object 1", "xmin 20", "xmax 9", "degenerate"]),
     (one_column, ValueError, ["train_000.xml, object 1", "xmin 20", "xmax 20", "degenerate"]),

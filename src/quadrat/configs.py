@@ -21,10 +21,15 @@ if TYPE_CHECKING:
     from quadrat.data.module import DataModule
     from quadrat.tasks.base import Task
 
-NOT_IDENTITY = ("name", "epochs", "paths", "logger", "hydra", "launcher", "resources")
-"""Parts of a config that do not change what a run computes; how long to train is left out too."""
+NOT_IDENTITY = ("name", "epochs", "trace", "paths", "logger", "hydra", "launcher", "resources")
+"""Parts of a config that do not change what a run computes, and how long it is trained."""
 
-DURATION = ("max_epochs", "max_steps", "max_time", "enable_progress_bar")
+NOT_IDENTITY_WITHIN = {
+    "trainer": ("max_epochs", "max_steps", "max_time", "enable_progress_bar", "log_every_n_steps"),
+    "data": ("workers", "eval_batch_size"),
+    "callbacks": ("progress", "pictures"),
+}
+"""The like inside the other parts."""
 
 
 def conf_dir() -> Path:
@@ -41,7 +46,7 @@ def compose(name: str = "train", overrides: list[str] | None = None) -> DictConf
 
 
 def register_resolvers() -> None:
-    """`${run_folder:}` in a config is the folder name of its run, `${shared:}` where data and weights lie."""
+    """`${run_folder:}` in a config is the folder name of its run."""
     OmegaConf.register_new_resolver("run_folder", lambda *, _root_: folder_name(_root_), replace=True)
 
 
@@ -51,7 +56,8 @@ def run_id(config: DictConfig) -> str:
     for name in elsewhere.paths:  # the same data and weights in another place, the same run
         elsewhere.paths[name] = name
     parts = {str(key): _plain(elsewhere[key]) for key in elsewhere if str(key) not in NOT_IDENTITY}
-    parts["trainer"] = {key: value for key, value in parts.get("trainer", {}).items() if key not in DURATION}
+    for part, names in NOT_IDENTITY_WITHIN.items():
+        parts[part] = {key: value for key, value in (parts.get(part) or {}).items() if key not in names}
     text = json.dumps(_numbers_alike(parts), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

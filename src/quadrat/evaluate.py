@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from quadrat.configs import build, build_task, launch, quiet
-from quadrat.runs import Run, load_weights
+from quadrat.runs import Run, load_weights, read_checkpoint, same_classes, without_weights
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -25,9 +25,15 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     run = Run.open(config.run)
     settings = run.config()
     _change(settings.data, config.data)
+    settings.model = without_weights(OmegaConf.to_container(settings.model))
+    if config.trainer.devices != 1:
+        raise ValueError(
+            f"quadrat-evaluate counts every picture once, in one process: trainer.devices={config.trainer.devices}"
+        )
     data = build(settings.data)
-    task = build_task(settings, data)
     checkpoint = run.checkpoint(config.checkpoint)
+    same_classes(read_checkpoint(checkpoint)["schema"]["classes"], data.source(config.split).schema.classes, checkpoint)
+    task = build_task(settings, data)
     load_weights(task.model, checkpoint)
     collector = _collector(data.schema.category_ids)
     quiet()

@@ -6,10 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from quadrat.configs import build, launch
-from quadrat.runs import Run, load_weights, read_checkpoint
+from quadrat.runs import Run, load_weights, read_checkpoint, without_weights
 
 if TYPE_CHECKING:
     import torch
@@ -92,9 +92,7 @@ def _load(run: Run, config: DictConfig) -> tuple[Model, Schema, Augment, torch.d
     settings, checkpoint = run.config(), run.checkpoint(config.checkpoint)
     stored = read_checkpoint(checkpoint)["schema"]
     schema = Schema(**{name: _tuples(value) for name, value in stored.items()})
-    if "backbone" in settings.model and "weights" in settings.model.backbone:
-        settings.model.backbone.weights = None  # the checkpoint holds them
-    model = build(settings.model, num_classes=len(schema.classes))
+    model = build(without_weights(OmegaConf.to_container(settings.model)), num_classes=len(schema.classes))
     load_weights(model, checkpoint)
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model.eval().to(device), schema, build(settings.data.eval_augment), device

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """How the run stands: ``state`` is new, running, finished or failed."""
+        """How the run stands: ``state`` is new, running, finished, interrupted or failed."""
         if not self.status_file.exists():
             return {"state": "new"}
         return json.loads(self.status_file.read_text())
@@ -97,6 +98,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} is no checkpoint of a run: it holds no state_dict")
     return checkpoint
+
+
+def same_classes(stored: Sequence[str], present: Sequence[str], path: Path) -> None:
+    """Raise ValueError unless a checkpoint and the data name the same classes in the same order."""
+    if list(stored) != list(present):
+        raise ValueError(f"{path} was trained on the classes {list(stored)}, the data has {list(present)}")
+
+
+def without_weights(config: Any) -> Any:
+    """The config of a model with every ``weights`` emptied: the checkpoint that follows holds them all."""
+    if isinstance(config, dict):
+        return {key: None if key == "weights" else without_weights(value) for key, value in config.items()}
+    return config
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> None:

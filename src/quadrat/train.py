@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from quadrat.configs import build, build_task, launch, quiet, run_id
-from quadrat.runs import Run, read_checkpoint
+from quadrat.runs import Run, read_checkpoint, same_classes
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -26,6 +28,7 @@ def main() -> None:
 
 def train(config: DictConfig) -> float | None:
     """Train what the config describes in its run folder; returns the best value of the monitored metric."""
+    _refuse_sweep_of_many(config.trainer.devices)
     run = Run(config.paths.run)
     if _done(run.status, config.trainer):
         print("this run is finished already; more: epochs=<n>, anew: delete its folder")
@@ -39,7 +42,7 @@ def train(config: DictConfig) -> float | None:
         run.set_status("running", id=run_id(config), command=sys.argv[1:])
     try:
         _log_config(trainer, config)
-        trainer.fit(task, data, ckpt_path=_resume(run, trainer))
+        trainer.fit(task, data, ckpt_path=_resume(run, trainer, task))
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
         _end(trainer, run, "interrupted" if stopped else "failed", error=f"{type(error).__name__}: {error}")
@@ -51,6 +54,13 @@ def train(config: DictConfig) -> float | None:
     _write_results(run, trainer, config)
     _end(trainer, run, "finished", epochs=trainer.current_epoch, steps=trainer.global_step)
     return _report(run)
+
+
+def _refuse_sweep_of_many(devices: Any) -> None:
+    """Lightning starts its other processes with the whole command, which with -m is the whole sweep."""
+    swept = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if swept and devices != 1:
+        raise ValueError(f"a sweep (-m) runs jobs of one process, trainer.devices={devices}: run each value by itself")
 
 
 def _done(status: dict[str, Any], trainer: DictConfig) -> bool:
@@ -98,16 +108,19 @@ def _trainer(config: DictConfig, run: Run) -> Trainer:
     )
 
 
-def _resume(run: Run, trainer: Trainer) -> Path | None:
-    """The checkpoint to go on from, if there is one; the log is cut back to it."""
-    if not run.last.exists():
-        return None
-    state = read_checkpoint(run.last)
+def _resume(run: Run, trainer: Trainer, task: Task) -> Path | None:
+    """The checkpoint to go on from, if there is one; the log is cut back to it, or emptied."""
+    state: dict[str, Any] = read_checkpoint(run.last) if run.last.exists() else {"global_step": 0}
+    if "schema" in state:
+        same_classes(state["schema"]["classes"], task.schema.classes, run.last)
     if trainer.is_global_zero:
-        print(f"resuming after epoch {state['epoch']}, step {state['global_step']}, from {run.last}")
         for logger in trainer.loggers:
             if hasattr(logger, "cut_back"):
                 logger.cut_back(state["global_step"])  # pyright: ignore[reportAttributeAccessIssue]
+    if not run.last.exists():
+        return None
+    if trainer.is_global_zero:
+        print(f"resuming after epoch {state['epoch']}, step {state['global_step']}, from {run.last}")
     return run.last
 
 

@@ -27,6 +27,7 @@ OVERRIDES = (
     # one object in every picture
     *("++data.source.size=[64,64]", "++data.source.objects=[1,1]", "++data.source.empty=0.0"),
     *("data.limit=8", "data.splits.val=train", "data.workers=0"),
+    "data.eval_batch_size=3",  # three batches: one rank has two of them, the other one
 )
 STEPS = 2
 

@@ -15,11 +15,12 @@ from quadrat.structures import Batch, Detections, Schema
 class Pictures(Callback):
     """Draw the first ``count`` validation pictures after every validation: truth on the left, detections on the right.
 
-    ``folder`` receives `epoch-0012.png` and the newest once more as `latest.png`; loggers that show pictures get it too.
+    Small pictures are enlarged to about ``side`` pixels, so that the words on them can be read. ``folder`` receives
+    `epoch-0012.png` and the newest once more as `latest.png`; loggers that show pictures get it too.
     """
 
-    def __init__(self, folder: str | Path, count: int = 8, threshold: float = 0.5, zoom: int = 2) -> None:
-        self.folder, self.count, self.threshold, self.zoom = Path(folder), count, threshold, zoom
+    def __init__(self, folder: str | Path, count: int = 6, threshold: float = 0.5, side: int = 320) -> None:
+        self.folder, self.count, self.threshold, self.side = Path(folder), count, threshold, side
         self.drawn: list[np.ndarray] = []
 
     def on_validation_batch_end(
@@ -40,8 +41,9 @@ class Pictures(Callback):
                 return
             height, width = target.size
             image = picture[:, :height, :width].permute(1, 2, 0).cpu().numpy()
-            truth = draw_targets(image, target, schema, zoom=self.zoom)
-            seen = draw_detections(image, found.cpu(), schema, threshold=self.threshold, zoom=self.zoom)
+            zoom = max(1, self.side // max(height, width))
+            truth = draw_targets(image, target, schema, zoom=zoom)
+            seen = draw_detections(image, found.cpu(), schema, threshold=self.threshold, zoom=zoom)
             self.drawn.append(grid([truth, seen], columns=2))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -57,7 +57,7 @@ class COCO:
         classes: Classes = None,
         on_bad_box: OnBadBox = "error",
     ) -> None:
-        folder = existing_folder(Path(root), "a folder in COCO layout")
+        folder = existing_folder(Path(root).expanduser(), "a folder in COCO layout")
         self._json = folder / annotations.replace("{split}", split)
         document = _read_json(self._json, split)
         pictures = existing_folder(

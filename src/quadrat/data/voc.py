@@ -42,7 +42,7 @@ class VOC:
     def __init__(
         self, root: str | Path, split: str, *, classes: Classes = None, on_bad_box: OnBadBox = "error"
     ) -> None:
-        folder = existing_folder(Path(root), LAYOUT)
+        folder = existing_folder(Path(root).expanduser(), LAYOUT)
         pictures = _find_pictures(existing_folder(folder / "JPEGImages", f"the pictures of {LAYOUT}"))
         self._xml = existing_folder(folder / "Annotations", f"the XML files of {LAYOUT}")
         self._stems = _read_split(folder / "ImageSets" / "Main", split, pictures)

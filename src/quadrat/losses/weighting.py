@@ -52,8 +52,8 @@ class WeightedSum(Weighting):
     def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Named scalars -> their weighted sum.
 
-        A term of weight 0 adds nothing, not even if it is NaN; its parameters get gradients of 0, which is what several
-        processes expect of every parameter.
+        A term of weight 0 adds nothing, not even if it is NaN; it stays in the graph, because several processes expect a
+        gradient of every parameter.
         """
         self.check(losses)
         terms = [losses[name] for name in self.names]

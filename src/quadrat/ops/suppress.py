@@ -19,8 +19,8 @@ class Kept(NamedTuple):
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, *, threshold: float, keep: int) -> Kept:
     """Greedy suppression of boxes (B, N, 4) by scores (B, N) within each image and group (B, N); at most ``keep`` an image.
 
-    Coordinates are those of clipped boxes, 0 or more. One call of the kernel serves the whole batch; the length of its result
-    is the only thing the host waits for.
+    Coordinates are those of clipped boxes, 0 or more. The host waits for the kernel alone: for the length of its result, and
+    with very many boxes, where torchvision goes through the groups one by one, for that of each group.
     """
     count, length = scores.shape
     image = torch.arange(count, device=boxes.device)[:, None]

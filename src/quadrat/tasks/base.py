@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, Metric
 
@@ -32,7 +33,7 @@ class Task(LightningModule):
     """A model, the weighting of its losses, the metric it is chosen by, and how it is optimised.
 
     ``optimizer`` waits for parameter groups; the backbone learns at ``backbone_rate`` times its rate; biases and norms are
-    not decayed unless ``decay_norms``. What a step draws at random is a function of (seed, epoch, step, rank).
+    not decayed unless ``decay_norms``. what a step draws at random is a function of (seed, epoch, batch, rank).
     Raises KeyError at once when the weighting's names are not the model's.
     """
 
@@ -105,8 +106,19 @@ class Task(LightningModule):
         assert isinstance(mean, MeanMetric)
         return mean
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[Detections]:
-        return self.model.predict(self.model.features(batch), batch)
+    def on_validation_start(self) -> None:
+        self._sync_buffers_in_forward(False)
+
+    def on_validation_end(self) -> None:
+        self._sync_buffers_in_forward(True)
+
+    def _sync_buffers_in_forward(self, on: bool) -> None:
+        """Several processes: ranks may have different numbers of validation batches, so no forward may wait for another."""
+        wrapped = self.trainer.strategy.model
+        if isinstance(wrapped, DistributedDataParallel):
+            if not on and wrapped.will_sync_module_buffers():
+                wrapped._sync_buffers()  # once for all, so that every rank evaluates the same statistics
+            wrapped.require_forward_param_sync = on
 
     def on_validation_epoch_end(self) -> None:
         self._log_evaluation("val")
@@ -165,10 +177,17 @@ class Task(LightningModule):
 
     def _total_steps(self) -> int:
         """Optimiser steps of the whole run; Lightning's own estimate would load the data first."""
+        steps, epochs = self.trainer.max_steps, self.trainer.max_epochs or -1
+        ends = [steps] if steps > 0 else []
+        if epochs > 0:
+            ends.append(epochs * self._steps_per_epoch())
+        if not ends:
+            raise ValueError("a schedule needs to know where the run ends: give epochs=<n> or trainer.max_steps=<n>")
+        return min(ends)
+
+    def _steps_per_epoch(self) -> int:
         trainer = self.trainer
-        if trainer.max_steps > 0:
-            return trainer.max_steps
         batches = trainer.datamodule.batches_per_epoch()  # pyright: ignore[reportAttributeAccessIssue]
         limit = trainer.limit_train_batches
         batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit or batches)
-        return max(1, -(-batches // trainer.accumulate_grad_batches) * (trainer.max_epochs or 1))
+        return -(-batches // trainer.accumulate_grad_batches)

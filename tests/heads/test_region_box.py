@@ -38,7 +38,7 @@ def head(classes: int = 2, **options: Any) -> RegionBox:
 
 def says(part: RegionBox, logits: Tensor, deltas: Tensor) -> RegionBox:
     """The same head, of which these are the outputs."""
-    part.forward = lambda maps, boxes: (logits, deltas)  # type: ignore[method-assign]
+    part.forward = lambda maps, boxes: (logits, deltas)
     return part
 
 

@@ -157,7 +157,7 @@ def test_log_of_validation_has_losses_and_metrics() -> None:
     assert all(logged[f"val/loss/{name}"] > 0 for name in LOSSES)
 
 
-def test_validation_losses_are_means_over_pictures() -> None:
+def test_validation_losses_are_means_over_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of 5 and 3 count as 5 and 3; the second epoch starts anew."""
     task, data = make("data.eval_batch_size=5", "data.splits.val=train")
     seen: list[tuple[float, int]] = []
@@ -168,7 +168,7 @@ def test_validation_losses_are_means_over_pictures() -> None:
         seen.append((losses["rpn_objectness"].item(), len(batch)))
         return losses
 
-    task.model.loss = spy  # type: ignore[method-assign]
+    monkeypatch.setattr(task.model, "loss", spy)
     for _ in range(2):
         seen.clear()
         found = trainer(limit_val_batches=1.0).validate(task, data, verbose=False)[0]
@@ -254,7 +254,12 @@ def test_total_steps_of_the_schedule_are_those_taken(options: dict[str, Any], st
     """8 pictures in batches of 4."""
     task, data = make()
     totals: list[int] = []
-    task.schedule = lambda step, total: totals.append(total) or 1.0  # type: ignore[assignment,func-returns-value]
+
+    def noted(step: int, total: int) -> float:
+        totals.append(total)
+        return 1.0
+
+    task.schedule = noted
     runner = trainer(**options)
     runner.fit(task, data)
     assert set(totals) == {steps}

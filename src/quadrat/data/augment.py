@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from faster_coco_eval.core import mask as rle
 
+from quadrat.ops.boxes import area, clip
 from quadrat.structures import IGNORE_INDEX, Mask, Sample, Targets
 
 PIXEL_CENTRE = 0.5
@@ -108,16 +109,15 @@ class Augment:
         image = result["image"]
         size = (image.shape[0], image.shape[1])
         rows = [int(row) for row in result["rows"]]
-        boxes = np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4)
-        limit = np.array([size[1], size[0], size[1], size[0]], dtype=np.float32)
-        boxes = np.clip(boxes, 0, limit)  # the way to relative coordinates and back costs the last digit
+        boxes = torch.from_numpy(np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4))
+        # the way to relative coordinates and back costs the last digit
+        boxes = clip(boxes[None], torch.tensor([size]))[0]
         kept = targets.rows(rows)
         moved = points.moved(result["keypoints"], size)
-        old = torch.as_tensor(np.asarray(kept.boxes))
-        share = _area(torch.from_numpy(boxes)) / _area(old).clamp(min=1e-6)
+        share = area(boxes) / area(kept.boxes).clamp(min=1e-6)
         changed = replace(
             kept,
-            boxes=torch.from_numpy(boxes),
+            boxes=boxes,
             areas=kept.areas * share,
             size=size,
             original_size=moved.original_size(targets),
@@ -126,10 +126,6 @@ class Augment:
             semantic=None if targets.semantic is None else torch.from_numpy(np.ascontiguousarray(result["mask"])),
         )
         return Sample(image, changed)
-
-
-def _area(boxes: torch.Tensor) -> torch.Tensor:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def _planes(targets: Targets) -> dict[str, Any]:

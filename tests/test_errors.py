@@ -17,9 +17,9 @@ from numpy.random import default_rng
 from makers import draw, make_voc, voc_xml, write_picture
 from quadrat.configs import compose, hints
 from quadrat.evaluate import evaluate
+from quadrat.jobs import train
 from quadrat.predict import predict
 from quadrat.runs import Run
-from quadrat.train import train
 
 COMMANDS = Path(sys.executable).parent
 SMALL = ("model/backbone=tiny", "model.neck.channels=16", "model.layers.hidden=32")
@@ -124,11 +124,11 @@ def test_train_failed_run_says_why_and_can_be_repaired(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="val_000"):
         train(config)
     assert run.status["state"] == "failed"
-    assert "val_000.jpg" in run.status["error"]
+    assert "val_000.jpg" in run.status["reason"]
     picture.write_bytes(whole)
     train(config)
-    assert run.status["state"] == "finished"
-    assert "error" not in run.status
+    assert run.status["state"] == "done"
+    assert "reason" not in run.status
 
 
 # --- runs and checkpoints ---

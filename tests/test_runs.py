@@ -21,9 +21,9 @@ from numpy.random import default_rng
 from makers import draw, make_voc, write_picture
 from quadrat.configs import build, compose
 from quadrat.evaluate import evaluate
+from quadrat.jobs import train
 from quadrat.predict import predict
 from quadrat.runs import Run
-from quadrat.train import train
 
 COMMANDS = Path(sys.executable).parent
 EPOCHS, STEPS = 3, 12
@@ -96,7 +96,7 @@ def test_train_leaves_run_folder(whole: Run) -> None:
 
 
 def test_train_status_finished(whole: Run) -> None:
-    assert whole.status["state"] == "finished"
+    assert whole.status["state"] == "done"
     assert whole.status["epochs"] == EPOCHS
     assert whole.status["steps"] == STEPS
     assert whole.folder.name.endswith(whole.status["id"])
@@ -192,8 +192,8 @@ def _wait(ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
 
 def test_resume_says_where(resumed: tuple[Run, str]) -> None:
     run, said = resumed
-    assert f"step {STEPS // EPOCHS}, from {run.last}" in said
-    assert run.status["state"] == "finished"
+    assert f"resuming from step {STEPS // EPOCHS}, epoch 0: {run.last} is the newest checkpoint that loads" in said
+    assert run.status["state"] == "done"
 
 
 @pytest.mark.parametrize("which", ["last", "best"])
@@ -394,9 +394,9 @@ def test_evaluate_moved_data(on_voc: tuple[Run, Path], tmp_path: Path) -> None:
 def test_sweep_makes_a_folder_for_each_value(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     shell("train", "-m", *TINY, "trainer=smoke", "trainer.max_epochs=1", "loss.weights.rpn_box=0,1", logs=logs)
-    runs = [Run(folder) for folder in logs.iterdir() if folder.is_dir()]
+    runs = [Run(folder) for folder in logs.iterdir() if folder.name != "sweeps"]
     assert sorted(run.config().loss.weights.rpn_box for run in runs) == [0, 1]
-    assert [run.status["state"] for run in runs] == ["finished", "finished"]
+    assert [run.status["state"] for run in runs] == ["done", "done"]
     for run in runs:
         assert float(rows(run)[0]["train/loss/rpn_box"]) > 0  # computed and logged, whatever its weight
     untrained = next(run for run in runs if run.config().loss.weights.rpn_box == 0)
@@ -411,7 +411,7 @@ def test_wandb_without_key_is_offline_and_named_like_the_folder(tmp_path: Path) 
     run = only_run(logs)
     (offline,) = run.folder.glob("wandb/offline-run-*")
     assert (offline / f"run-{run.folder.name}.wandb").is_file()
-    assert run.status["state"] == "finished"
+    assert run.status["state"] == "done"
 
 
 def test_ddp_on_two_processes_makes_one_run(tmp_path: Path) -> None:
@@ -419,7 +419,7 @@ def test_ddp_on_two_processes_makes_one_run(tmp_path: Path) -> None:
     two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
     shell("train", *TINY, *two, "trainer.max_epochs=1", logs=logs)
     run = only_run(logs)
-    assert run.status["state"] == "finished"
+    assert run.status["state"] == "done"
     assert run.status["steps"] == 2  # eight pictures in batches of two on each of two ranks
     assert [int(row["step"]) for row in rows(run) if row["train/total"]] == [0, 1]
 
@@ -450,7 +450,7 @@ def test_train_without_validation_says_only_what_exists(tmp_path: Path, capsys: 
 
 def test_train_without_progress_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = here(tmp_path, "trainer.enable_progress_bar=false", "trainer.max_epochs=1")
-    assert run.status["state"] == "finished"
+    assert run.status["state"] == "done"
     assert "it/s" not in capsys.readouterr().out
 
 

@@ -10,6 +10,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
     from quadrat.data.module import DataModule
     from quadrat.tasks.base import Task
 
-NOT_IDENTITY = ("name", "epochs", "trace", "paths", "logger", "hydra", "launcher", "resources")
+NOT_IDENTITY = ("name", "epochs", "trace", "paths", "logger", "hydra", "launcher", "resources", "sweep", "replay")
 """Parts of a config that do not change what a run computes, and how long it is trained."""
 
 NOT_IDENTITY_WITHIN = {
-    "trainer": ("max_epochs", "max_steps", "max_time", "enable_progress_bar", "log_every_n_steps"),
+    "trainer": ("max_epochs", "max_steps", "max_time", "enable_progress_bar", "log_every_n_steps", "on_nan"),
     "data": ("workers", "eval_batch_size"),
-    "callbacks": ("progress", "pictures"),
+    "callbacks": ("progress", "pictures", "checkpoints"),
 }
 """The like inside the other parts."""
 
@@ -58,6 +59,8 @@ def run_id(config: DictConfig) -> str:
     parts = {str(key): _plain(elsewhere[key]) for key in elsewhere if str(key) not in NOT_IDENTITY}
     for part, names in NOT_IDENTITY_WITHIN.items():
         parts[part] = {key: value for key, value in (parts.get(part) or {}).items() if key not in names}
+    if parts.get("resume", {}).get("mode") in ("auto", "never"):
+        del parts["resume"]  # how often it took to get there is no part of it; what it began from is
     text = json.dumps(_numbers_alike(parts), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -119,14 +122,9 @@ def launch(name: str, run: Callable[[DictConfig], Any]) -> None:
     def guarded(config: DictConfig) -> Any:
         nonlocal composed
         composed = True
-        try:
+        with friendly(config):
             _refuse_gaps(config)
             return run(config)
-        except (ValueError, KeyError, FileNotFoundError, PermissionError) as error:
-            if config.get("trace"):
-                raise
-            print(f"\nerror: {message(error)}\n(trace=true shows where)", file=sys.stderr)
-            sys.exit(1)
 
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(guarded)()
@@ -137,10 +135,41 @@ def launch(name: str, run: Callable[[DictConfig], Any]) -> None:
         raise
 
 
+@contextmanager
+def friendly(config: DictConfig) -> Iterator[None]:
+    """Show an error that the user can mend as one message and exit with 1; ``trace`` in the config shows all of it."""
+    try:
+        yield
+    except (ValueError, KeyError, OSError) as error:
+        if config.get("trace"):
+            raise
+        print(f"\nerror: {message(error)}\n(trace=true shows where)", file=sys.stderr)
+        sys.exit(1)
+
+
+def settings(config: DictConfig) -> dict[str, str]:
+    """Every setting of a config by its dotted name, but for where things lie."""
+    flat = _flat(OmegaConf.to_container(config, resolve=True))
+    return {name: value for name, value in flat.items() if name.split(".")[0] not in ("paths", "hydra", "launcher")}
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    if not isinstance(value, dict):
+        return {prefix: json.dumps(value)}
+    return {
+        name: text
+        for key, item in value.items()
+        for name, text in _flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
 NO_NEWS = (
     "Checkpoint directory .* exists and is not empty",
     "The number of training batches .* is smaller than the logging interval",  # steps are counted across epochs
     ".*does not have many workers",
+    "Detected call of `lr_scheduler.step\\(\\)` before",  # when the very first step is skipped for its NaN
+    "You're using the WeightAveraging callback with a model that overrides",  # which does something when sharded only
+    "The `srun` command is available",  # the ranks are started by whom `quadrat.ranks` says
     ".*LeafSpec.* is deprecated",  # inside Lightning 2.6, under torch 2.15
 )
 

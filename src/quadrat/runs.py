@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pickle
+import shutil
+import socket
+import threading
 import time
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
-
 if TYPE_CHECKING:
     import torch
+    from omegaconf import DictConfig
+
+HEARTBEAT = 30.0
+"""Seconds between two signs of life."""
+
+PATIENCE = 10.0
+"""Seconds to wait for a run folder whose owner may just be dying."""
+
+LOST = 300.0
+"""Seconds without a sign of life after which a running job is taken for dead."""
 
 
 class Run:
@@ -23,10 +37,14 @@ class Run:
         self.folder = Path(folder).resolve()
         self.config_file = self.folder / "config.yaml"
         self.last = self.folder / "last.ckpt"
+        self.previous = self.folder / "previous.ckpt"
+        self.new = self.folder / "new.ckpt"  # written whole, about to become the last: only a kill leaves it
         self.best = self.folder / "best.ckpt"
         self.log = self.folder / "metrics.csv"
         self.metrics_file = self.folder / "metrics.json"
         self.status_file = self.folder / "status.json"
+        self.heartbeat_file = self.folder / "heartbeat.json"
+        self.lock_file = self.folder / ".lock"
         self.pictures = self.folder / "pictures"
 
     @classmethod
@@ -43,14 +61,20 @@ class Run:
 
     def config(self) -> DictConfig:
         """The resolved config the run was started with."""
+        from omegaconf import DictConfig, OmegaConf
+
         config = OmegaConf.load(self.config_file)
         assert isinstance(config, DictConfig)
         return config
 
     def save_config(self, config: DictConfig) -> None:
         """Write the config with every interpolation replaced, so that it means the same on any day."""
+        from omegaconf import OmegaConf
+
         plain = OmegaConf.to_container(config, resolve=True)
-        _write(self.config_file, OmegaConf.to_yaml(OmegaConf.create(plain)))
+        write(self.config_file, OmegaConf.to_yaml(OmegaConf.create(plain)))
+
+    # --- checkpoints ---
 
     def checkpoint(self, which: str = "best") -> Path:
         """``best``, ``last``, or a path; a run without a best one offers its last."""
@@ -60,41 +84,172 @@ class Run:
             raise FileNotFoundError(f"there is no checkpoint {path}; checkpoint=best|last|<path> names one")
         return path
 
+    def newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The whole checkpoint that has come furthest, with its content; each damaged one is named and passed over."""
+        paths = [path for path in (self.new, self.last, self.previous, self.best) if path.exists()]
+        for path in sorted(paths, key=_progress, reverse=True):
+            try:
+                _verify(path)
+                return path, read_checkpoint(path, mmap=True)
+            except ValueError as error:
+                print(f"passing over a damaged checkpoint: {error}")
+        return None
+
+    def set_aside(self) -> Path | None:
+        """Move what former attempts have left into a folder of their own, for a start from nothing."""
+        left = [path for path in self.folder.iterdir() if path.name != ".lock" and not path.name.startswith("attempt-")]
+        if not any(path in left for path in (self.new, self.last, self.previous, self.best, self.log)):
+            return None
+        number = 1 + len(list(self.folder.glob("attempt-*")))
+        aside = self.folder / f"attempt-{number}"
+        aside.mkdir()
+        if self.config_file.exists():
+            shutil.copy(self.config_file, aside)  # what is there can still be evaluated and replayed
+        for path in left:
+            if path != self.config_file:
+                os.replace(path, aside / path.name)
+        return aside
+
+    # --- how it stands ---
+
     @property
     def status(self) -> dict[str, Any]:
-        """How the run stands: ``state`` is new, running, finished, interrupted or failed."""
-        if not self.status_file.exists():
-            return {"state": "new"}
-        return json.loads(self.status_file.read_text())
+        """How the run stands: ``state`` is new, queued, running, preempted, failed or done; with its last sign of life."""
+        return {"state": "new", **_read_json(self.heartbeat_file), **_read_json(self.status_file)}
 
     def set_status(self, state: str, **more: Any) -> None:
         """Change how the run stands and keep what else is known of it."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        known = {key: value for key, value in self.status.items() if key != "error"}
+        known = {key: value for key, value in _read_json(self.status_file).items() if key != "reason"}
         self.write_json(
             self.status_file, {**known, "started": known.get("started", now), **more, "state": state, "at": now}
         )
 
+    def lost(self) -> bool:
+        """Does the run say that it is running, without having shown a sign of life for minutes?"""
+        status = self.status
+        return status["state"] == "running" and time.time() - status.get("heartbeat", 0.0) > LOST
+
     def write_json(self, path: Path, value: Any) -> None:
         """Write a json file as a whole or not at all."""
-        _write(path, json.dumps(value, indent=1) + "\n")
+        write(path, json.dumps(value, indent=1) + "\n")
+
+    # --- one process at a time ---
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; ValueError names the process that holds it, and since when.
+
+        The kernel gives the lock back however the process ends, and forked loader workers do not inherit it.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise PermissionError(
+                f"cannot write into the run folder {self.folder} ({error.strerror}); paths.logs=<folder> chooses another place"
+            ) from error
+        try:
+            self._lock(handle)
+            yield
+        finally:
+            os.close(handle)
+
+    def _lock(self, handle: int) -> None:
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                if time.monotonic() > until:
+                    raise ValueError(self._owner()) from None
+                time.sleep(0.2)
+
+    def _owner(self) -> str:
+        status = self.status
+        age = time.time() - status.get("heartbeat", time.time())
+        return (
+            f"the run folder {self.folder} is in use by process {status.get('pid', '?')} on {status.get('host', '?')}, "
+            f"started {status.get('at', '?')}, last sign of life {age:.0f} s ago; wait for it, or stop it with "
+            f"`kill {status.get('pid', '<pid>')}` and give the same command again"
+        )
+
+    @contextmanager
+    def alive(self, progress: Mapping[str, Any]) -> Iterator[None]:
+        """Leave a sign of life every half minute, with whatever ``progress`` (epoch, step ...) holds at that time."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while True:
+                with suppress(OSError):  # a full disk must not end a run that does not need it
+                    self.write_json(self.heartbeat_file, {"heartbeat": time.time(), **progress})
+                if over.wait(HEARTBEAT):
+                    return
+
+        thread = threading.Thread(target=beat, daemon=True, name="heartbeat")
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            with suppress(OSError):
+                self.write_json(self.heartbeat_file, {"heartbeat": time.time(), **progress})
 
 
-def _write(path: Path, text: str) -> None:
+def here() -> dict[str, Any]:
+    """This process, for those who find its lock."""
+    return {"pid": os.getpid(), "host": socket.gethostname()}
+
+
+def _verify(path: Path) -> None:
+    """Raise ValueError at one wrong byte anywhere in the file: torch itself reads it without looking at the check sums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint ({error})") from error
+    if damaged is not None:
+        raise ValueError(f"{path} is damaged (the check sum of {damaged} is wrong)")
+
+
+def _progress(path: Path) -> tuple[float, int]:
+    """How far a checkpoint has come, read without its tensors: steps, then whether the validation lies behind it."""
+    try:
+        checkpoint = read_checkpoint(path, mmap=True)
+    except ValueError:
+        return float("inf"), 0  # tried first, and named as damaged
+    return checkpoint["global_step"], checkpoint.get("stage", 0)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of ours, plain values only; ValueError names a file that is none."""
+def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """A checkpoint of ours, plain values only; ValueError names a file that is none.
+
+    With ``mmap`` the tensors stay on the disk until they are used, and damage in them stays unseen.
+    """
     import torch
 
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]})") from error
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint ({(str(error) or 'it is empty').splitlines()[0]})"
+        ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} is no checkpoint of a run: it holds no state_dict")
     return checkpoint

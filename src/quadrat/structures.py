@@ -16,7 +16,7 @@ D channels, N detections.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -159,6 +159,17 @@ class Targets:
             captions=None if self.captions is None else tuple(self.captions[i] for i in keep),
         )
 
+    def plain(self) -> dict[str, Any]:
+        """Tensors, numbers and words alone, which `torch.load(weights_only=True)` reads; `from_plain` undoes it."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["masks"] = _masks_as(self.masks, torch.from_numpy)
+        return values
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> Targets:
+        """What `plain` was made from."""
+        return cls(**{**values, "masks": _masks_as(values["masks"], Tensor.numpy)})
+
     def boxes_at(self, size: tuple[int, int]) -> Tensor:
         """The boxes (M, 4) in the frame of the same image at another size (H, W)."""
         return self.boxes * scale_between(self.size, size)
@@ -166,6 +177,13 @@ class Targets:
     def areas_at(self, size: tuple[int, int]) -> Tensor:
         """The areas (M,) in pixels of the same image at another size (H, W)."""
         return self.areas * (size[0] * size[1]) / (self.size[0] * self.size[1])
+
+
+def _masks_as(masks: tuple[Any, ...] | None, change: Callable[[Any], Any]) -> tuple[Any, ...] | None:
+    """The same masks with the points of their polygons in another kind of array."""
+    if masks is None:
+        return None
+    return tuple(mask if isinstance(mask, dict) else [change(points) for points in mask] for mask in masks)
 
 
 class Sample(NamedTuple):
@@ -233,6 +251,17 @@ class Batch:
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; torch's loader calls this."""
         return self._map(Tensor.pin_memory)
+
+    def plain(self) -> dict[str, Any]:
+        """Tensors, numbers and words alone, which `torch.load(weights_only=True)` reads; `from_plain` undoes it."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["targets"] = [target.plain() for target in self.targets]
+        return values
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> Batch:
+        """What `plain` was made from."""
+        return cls(**{**values, "targets": tuple(Targets.from_plain(target) for target in values["targets"])})
 
     def _map(self, change: Any) -> Batch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "targets"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from quadrat.configs import compose
-from quadrat.train import train
+from quadrat.jobs import train
 
 
 @pytest.mark.slow

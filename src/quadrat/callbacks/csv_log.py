@@ -19,6 +19,7 @@ class CsvLog(Logger):
         super().__init__()
         self.path = Path(path)
         self.columns: list[str] = []
+        self.written = 0
 
     @property
     def name(self) -> str:
@@ -35,6 +36,7 @@ class CsvLog(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = {"step": step, **metrics}
+        self.written += 1
         new = [name for name in row if name not in self.columns]
         if new:
             self._write([*self.rows(), row], [*self.columns, *new])
@@ -50,9 +52,10 @@ class CsvLog(Logger):
             return [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)]
 
     @rank_zero_only
-    def cut_back(self, step: int) -> None:
-        """Forget the rows after ``step``: a run that goes on from there will write them again."""
-        rows = [row for row in self.rows() if int(row["step"]) < step]
+    def cut_back(self, count: int) -> None:
+        """Keep the first ``count`` rows: a run that goes on from a checkpoint writes those again that came after it."""
+        rows = self.rows()[:count]
+        self.written = len(rows)
         columns = list(dict.fromkeys(name for row in rows for name in row))
         self._write(rows, columns or ["step"])
 

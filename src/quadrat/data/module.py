@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from quadrat import signals
 from quadrat.data.augment import Augment
 from quadrat.data.order import EvaluationOrder, Key, TrainingOrder
 from quadrat.data.source import Source
@@ -89,6 +91,7 @@ class DataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.workers, self.seed, self.divisor, self.group_by_shape = workers, seed, divisor, group_by_shape
         self.sources: dict[str, Source] = {}
+        self.start = (0, 0)
 
     def source(self, stage: str) -> Source:
         """The split that serves a stage (train, val or test), or the split of that very name; read once."""
@@ -137,7 +140,19 @@ class DataModule(LightningDataModule):
             group_by_shape=self.group_by_shape,
             rank=rank,
             world_size=world_size,
+            start=self.start,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands: the epoch, and how many of its batches every rank has trained on (not: has loaded)."""
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        epochs: Any = loop.epoch_progress.current
+        position = 0 if epochs.processed > epochs.completed else loop.epoch_loop.batch_progress.current.ready
+        return {"epoch": epochs.processed, "position": position}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.start = (state_dict["epoch"], state_dict["position"])
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(
@@ -171,13 +186,14 @@ class DataModule(LightningDataModule):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=self._on_gpu(),
-            worker_init_fn=_one_thread,
+            worker_init_fn=_begin_worker,
         )
 
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
 
-def _one_thread(worker: int) -> None:
-    """Workers share the cores already; OpenCV's own threads would fight over them."""
+def _begin_worker(worker: int) -> None:
+    """Workers share the cores already; OpenCV's own threads would fight over them. Signals are the trainer's matter."""
     cv2.setNumThreads(0)
+    signals.arm_loader_worker()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -15,7 +16,8 @@ class TrainingOrder(Sampler[list[Key]]):
     """Batches of pictures of like shape, in an order that is a function of (seed, epoch) and the same on every rank.
 
     Portraits and landscapes are batched apart, which saves padding; each rank takes its share of every global batch. The last
-    batch is filled up from the start of the order, so that all batches and all ranks are alike.
+    batch is filled up from the start of the order, so that all batches and all ranks are alike. ``start`` is (epoch, batches
+    of it that have been trained on already): they are left out, once, when a run goes on inside an epoch.
     """
 
     def __init__(
@@ -27,10 +29,12 @@ class TrainingOrder(Sampler[list[Key]]):
         group_by_shape: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        start: tuple[int, int] = (0, 0),
     ) -> None:
         self.tall = np.array([height > width for height, width in sizes]) & group_by_shape
         self.batch_size, self.world_size, self.rank = batch_size, world_size, rank
-        self.seed, self.epoch = seed, 0
+        self.seed, self.start = seed, start
+        self.epoch = start[0]  # loader workers ask for batches before Lightning names the epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before every epoch."""
@@ -40,7 +44,8 @@ class TrainingOrder(Sampler[list[Key]]):
         return -(-len(self.tall) // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for batch in self._global_batches():
+        seen = self.start[1] if self.epoch == self.start[0] else 0
+        for batch in islice(self._global_batches(), seen, None):
             yield [(self.epoch, int(index)) for index in batch[self.rank :: self.world_size]]
 
     def _global_batches(self) -> Iterator[np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,10 @@ class Model(nn.Module):
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[Detections]:
         """One result per image, best first, in the frame of the batch's images."""
         raise NotImplementedError
+
+    def shards(self) -> Iterator[nn.Module]:
+        """The parts that sharded training gathers and releases one after another; all else is gathered for the whole step."""
+        return iter(())
 
 
 class Normalise(nn.Module):

@@ -5,7 +5,7 @@ Fast and Faster R-CNN, and what is built on them: they differ in the proposer, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -52,6 +52,10 @@ class Regions(Model):
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[Detections]:
         proposals = self.proposer.propose(self.proposer(features), batch, self.proposer.test_limits)
         return self.box.predict(features, proposals, batch)
+
+    def shards(self) -> Iterator[nn.Module]:
+        yield from self.backbone.stages.values()
+        yield self.box.layers
 
 
 def assemble(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +27,19 @@ class Schedule(Protocol):
     """The factor of the learning rate at an optimiser step of a run of ``total`` steps."""
 
     def __call__(self, step: int, total: int) -> float: ...
+
+
+class Step(NamedTuple):
+    """What a training step leaves for those who watch it: what its randomness is a function of, its terms, their total."""
+
+    place: list[int]
+    losses: dict[str, Tensor]
+    total: Tensor
+
+
+def draw_from(place: Sequence[int]) -> None:
+    """From here on, what is drawn at random is a function of these numbers."""
+    torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
 
 class Task(LightningModule):
@@ -59,31 +72,61 @@ class Task(LightningModule):
         self.make_optimizer, self.schedule = optimizer, schedule
         self.backbone_rate, self.decay_norms, self.seed = backbone_rate, decay_norms, seed
         self.evaluation_losses = nn.ModuleDict({name: MeanMetric() for name in model.loss_names})
+        self.epoch_sums: Tensor | None = None
+        self.latest: Step | None = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self._draw_from("train", batch_idx)
-        losses = self.model.loss(self.model.features(batch), batch)
-        total = self.weighting(losses)
+        place = self._draw_from("train", batch_idx)
+        losses, total = self.terms(batch)
+        self.latest = Step(place, {name: value.detach() for name, value in losses.items()}, total.detach())
+        self._add_to_means(losses, total)
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        if (self.global_step + 1) % every == 0:  # the step whose row Lightning writes
-            self._log_losses(losses, total, len(batch))
+        if (self.global_step + 1) % every == 0 and not self.trainer.fit_loop.epoch_loop._should_accumulate():
+            self._log_losses(losses, total)
+            self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=len(batch))
         return total
 
-    def _draw_from(self, stage: str, batch_idx: int) -> None:
-        place = [self.seed, _STREAMS[stage], self.current_epoch if stage == "train" else 0, batch_idx, self.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+    def terms(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """The raw losses of a batch, and what is minimised."""
+        losses = self.model.loss(self.model.features(batch), batch)
+        return losses, self.weighting(losses)
 
-    def _log_losses(self, losses: dict[str, Tensor], total: Tensor, size: int) -> None:
-        """Everything in one call, and only every few steps: a logged key costs as much as a small training step."""
+    def _draw_from(self, stage: str, batch_idx: int) -> list[int]:
+        place = [self.seed, _STREAMS[stage], self.current_epoch if stage == "train" else 0, batch_idx, self.global_rank]
+        draw_from(place)
+        return place
+
+    def _log_losses(self, losses: dict[str, Tensor], total: Tensor) -> None:
+        """Everything in one row and one look at the device, and only every few steps."""
         weights = self.weighting.weights()
         values = {f"train/loss/{name}": value.detach() for name, value in losses.items()}
         values |= {f"train/weighted/{name}": value.detach() * weights[name] for name, value in losses.items()}
         values |= {f"train/weight/{name}": weights[name] for name in losses}
         values["train/total"] = total.detach()
-        for group in self.trainer.optimizers[0].param_groups:
-            values[f"train/lr/{group['name']}"] = torch.tensor(float(group["lr"]))
-        self.log_dict(values, batch_size=size)
-        self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=size)
+        numbers = dict(zip(values, torch.stack([value.float() for value in values.values()]).tolist(), strict=True))
+        rates = {f"train/lr/{group['name']}": float(group["lr"]) for group in self.trainer.optimizers[0].param_groups}
+        self._write_row(numbers | rates, step=self.global_step)
+
+    def _write_row(self, numbers: dict[str, float], step: int) -> None:
+        """Straight to the loggers: Lightning writes a row after the hook in which a run is saved and stopped, too late."""
+        for logger in self.trainer.loggers:
+            logger.log_metrics({"epoch": self.current_epoch, **numbers}, step=step)
+
+    def _add_to_means(self, losses: dict[str, Tensor], total: Tensor) -> None:
+        """Sums of every term, of the total, and of the steps that had a finite one."""
+        values = [*(losses[name] for name in self.model.loss_names), total, torch.ones_like(total)]
+        terms = torch.where(total.isfinite(), torch.stack(values), 0.0).detach().double()
+        self.epoch_sums = terms if self.epoch_sums is None else self.epoch_sums.to(terms.device) + terms
+
+    def on_train_epoch_end(self) -> None:
+        """The mean of every term over the epoch, of all ranks."""
+        if self.epoch_sums is None:
+            return
+        sums = self.trainer.strategy.reduce(self.epoch_sums, reduce_op="sum")
+        means = sums[:-1] / sums[-1].clamp(min=1)
+        names = [*(f"train/mean/{name}" for name in self.model.loss_names), "train/mean/total"]
+        self._write_row(dict(zip(names, means.tolist(), strict=True)), step=self.global_step - 1)
+        self.epoch_sums = None
 
     def validation_step(self, batch: Batch, batch_idx: int) -> list[Detections]:
         return self._evaluate("val", batch, batch_idx)
@@ -108,9 +151,11 @@ class Task(LightningModule):
 
     def on_validation_start(self) -> None:
         self._sync_buffers_in_forward(False)
+        self._gather_shards(True)
 
     def on_validation_end(self) -> None:
         self._sync_buffers_in_forward(True)
+        self._gather_shards(False)
 
     def _sync_buffers_in_forward(self, on: bool) -> None:
         """Several processes: ranks may have different numbers of validation batches, so no forward may wait for another."""
@@ -119,6 +164,17 @@ class Task(LightningModule):
             if not on and wrapped.will_sync_module_buffers():
                 wrapped._sync_buffers()  # once for all, so that every rank evaluates the same statistics
             wrapped.require_forward_param_sync = on
+
+    def _gather_shards(self, gathered: bool) -> None:
+        """The like for sharded weights: each rank holds all of them while it validates."""
+        if self.device_mesh is None:
+            return
+        shards: list[Any] = list(self.model.shards())
+        for shard in shards:
+            shard.set_reshard_after_forward(not gathered, recurse=False)
+        shards.append(self.model)
+        for shard in shards:
+            shard.unshard() if gathered else shard.reshard()
 
     def on_validation_epoch_end(self) -> None:
         self._log_evaluation("val")
@@ -148,10 +204,43 @@ class Task(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["schema"] = asdict(self.schema)  # a checkpoint alone can name what it sees
+        if self.epoch_sums is not None:
+            checkpoint["epoch_sums"] = self._sums_of_all_ranks(self.epoch_sums).cpu()
+
+    def _sums_of_all_ranks(self, own: Tensor) -> Tensor:
+        """Each rank goes on with its own, to the last bit."""
+        if self.trainer.world_size == 1:
+            return own[None]
+        sums = [torch.empty_like(own) for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather(sums, own)
+        return torch.stack(sums)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        sums = checkpoint.get("epoch_sums")
+        if sums is not None:
+            own = sums[self.global_rank] if len(sums) == self.trainer.world_size else sums.mean(dim=0)
+            self.epoch_sums = own
+
+    def configure_model(self) -> None:
+        """Under `trainer=ddp_sharded`, give each rank its share of every part (FSDP2)."""
+        if self.device_mesh is None:
+            return
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+        if isinstance(self.model, FSDPModule):
+            return
+        self.model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+        mesh = init_device_mesh(self.trainer.strategy.root_device.type, (self.trainer.world_size,))
+        for part in self.model.shards():
+            fully_shard(part, mesh=mesh)
+        fully_shard(self.model, mesh=mesh)
+        for method in ("features", "loss", "predict"):  # what a task calls in the place of forward
+            register_fsdp_forward_method(self.model, method)
 
     def configure_optimizers(self) -> Any:
         rate = self.make_optimizer.keywords["lr"]  # pyright: ignore[reportFunctionMemberAccess]
-        optimizer = self.make_optimizer(list(self._parameter_groups(rate)))
+        optimizer = self.make_optimizer(list(self.parameter_groups(rate)))
         total = self._total_steps()
         return {
             "optimizer": optimizer,
@@ -161,7 +250,7 @@ class Task(LightningModule):
             },
         }
 
-    def _parameter_groups(self, rate: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
         """Backbone and the rest, decayed and not: always the same groups in the same order, frozen parameters too."""
         groups: dict[str, list[nn.Parameter]] = {"backbone": [], "backbone_norms": [], "heads": [], "heads_norms": []}
         for name, parameter in self.named_parameters():

@@ -1,52 +1,315 @@
-"""Weights & Biases, with or without a server."""
+"""Weights & Biases: one run over all attempts, with a server or without, and never a reason for training to stop.
+
+A run of ours keeps its W&B id, so that an attempt that resumes goes on with the same W&B run. What was logged there cannot
+be taken back: rows after the checkpoint that an attempt resumes from are logged once more, and so may be the last half
+minute when the service is lost. Each row therefore carries ``trainer/global_step``, which is the x axis, and ``attempt``,
+by which the doubles can be told apart; as resuming is exact, they hold the same numbers. The csv log has every row once.
+
+W&B's client speaks to a service process, `wandb-core`. SLURM may send its signals to every process of a step, and on SIGTERM
+or SIGINT the service ends at once and loses what it has not yet written (wandb 0.31); to start it with these signals blocked
+does not help, as it unblocks them itself. So a service that is lost is replaced, and told the last rows again.
+"""
 
 from __future__ import annotations
 
 import netrc
 import os
-from collections.abc import Sequence
+import re
+import shlex
+import shutil
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
-from lightning.pytorch.loggers import WandbLogger
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+INIT_SECONDS = 20.0
+"""How long to wait for the server at the start; asking who the key belongs to comes before it and takes up to 10 s."""
+
+FINISH_SECONDS = 30.0
+"""How long to wait at the end until the server has everything."""
+
+SERVICE_SECONDS = 10.0
+"""How much longer to wait for the service itself, should it no longer answer."""
+
+UNWRITTEN_SECONDS = 30.0
+"""How long a row may be with the service alone, which writes its file about every 15 s."""
+
+SERVICES = 3
+"""How many services may be lost before a run does without W&B."""
+
+REFUSED = re.compile(r"returned error 40[13]\b")
+"""What wandb's error says when the server knows the key not, or not for this project."""
+
+_open: list[WandbLog] = []
 
 
-def wandb_logger(
-    folder: str | Path,
-    run_id: str,
-    *,
-    project: str = "quadrat",
-    name: str | None = None,
-    group: str | None = None,
-    tags: Sequence[str] = (),
-    job_type: str = "train",
-    offline: bool | None = None,
-) -> WandbLogger:
-    """The run of the same id, new or continued; offline when there is no key, and then `wandb sync` sends it later."""
+class WandbLog(Logger):
+    """Log to the W&B run ``run_id``, new or continued, whose local files are in ``folder``/wandb.
+
+    ``offline`` None means offline when WANDB_MODE says so or there is no key. A key that the server refuses is a ValueError
+    when the run begins; a server that does not answer is not: the run is logged offline, and the command that sends it
+    later is printed. Only rank 0 imports wandb.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        run_id: str,
+        *,
+        project: str = "quadrat",
+        name: str | None = None,
+        group: str | None = None,
+        tags: Sequence[str] = (),
+        job_type: str = "train",
+        offline: bool | None = None,
+    ) -> None:
+        super().__init__()
+        self.folder, self.run_id, self.project = Path(folder), run_id, project
+        self.labels = {"name": name or run_id, "group": group, "tags": list(tags), "job_type": job_type}
+        self.mode = _mode(offline)
+        self.config: dict[str, Any] = {}
+        self.attempt = 0
+        self.step: int | None = None
+        self._run: Any = None
+        self._recent: deque[tuple[float, dict[str, Any]]] = deque()
+        self._services_lost = 0
+
+    @property
+    def name(self) -> str:
+        return self.project
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.folder)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """W&B's own run, begun when it is first asked for; None when W&B is lost."""
+        if self._run is None and self._services_lost < SERVICES:
+            self._begin()
+        return self._run
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        self.config |= params
+        self._tell(lambda run: run.config.update(dict(params), allow_val_change=True))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        self.step = self.step if step is None else step
+        row = {**metrics, "trainer/global_step": self.step}
+        self._recent.append((time.monotonic(), row))
+        self._tell(lambda run: self._write(run, row))
+
+    @rank_zero_only
+    def log_image(self, key: str, images: Sequence[Any], step: int | None = None) -> None:
+        """Log pictures uint8 RGB (H, W, 3) under one name."""
+        import wandb
+
+        self.log_metrics({key: [wandb.Image(image) for image in images]}, step)
+
+    def close(self, state: str, exit_code: int) -> None:
+        """End the W&B run as `close` says."""
+        while self._run is not None:
+            try:
+                _within(FINISH_SECONDS + SERVICE_SECONDS, lambda: _finish(self._run, state, exit_code))
+            except TimeoutError:
+                print(f"W&B does not have everything yet; the rest is kept here: {self._sync_command()}")
+            except Exception as error:
+                self._begin_again(error)
+                continue
+            else:
+                if self.mode == "offline":
+                    print(f"W&B was offline; to send this run: {self._sync_command()}")
+            _end_service()
+            self._run = None
+
+    def _tell(self, what: Callable[[Any], Any]) -> None:
+        run = self.experiment
+        if run is None:
+            return
+        try:
+            what(run)
+        except Exception as error:
+            self._begin_again(error)
+        while self._recent and self._recent[0][0] < time.monotonic() - UNWRITTEN_SECONDS:
+            self._recent.popleft()
+
+    def _write(self, run: Any, row: Mapping[str, Any]) -> None:
+        run.log({**row, "attempt": self.attempt})
+
+    def _begin(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        earlier = self._attempts()
+        self.attempt = len(earlier) + 1
+        try:
+            self._run = self._init()
+        except Exception as error:
+            _end_service()
+            if self._services_lost == 0:
+                _raise_if_refused(error)
+            if self.mode == "offline":
+                self._do_without(error)
+                return
+            for begun in self._attempts() - earlier:  # nothing is in it
+                shutil.rmtree(begun, ignore_errors=True)
+            self.mode = "offline"
+            print(f"W&B cannot be reached: {error}\nthe run is logged offline; to send it: {self._sync_command()}")
+            self._begin()
+        if self not in _open:
+            _open.append(self)
+
+    def _init(self) -> Any:
+        import wandb
+
+        settings = {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS, "finish_timeout_raises": True}
+        if self.mode == "offline":
+            settings["silent"] = True  # what it says there, we say
+        run = wandb.init(
+            dir=self.folder,
+            id=self._id(),
+            project=self.project,
+            **self.labels,
+            config=self.config,
+            mode=self.mode,  # pyright: ignore[reportArgumentType] - of this run only, unlike WANDB_MODE
+            resume="allow",
+            reinit="create_new",  # never another run that this process has open
+            settings=wandb.Settings(**settings),
+        )
+        run.define_metric("attempt", hidden=True)
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        return run
+
+    def _id(self) -> str:
+        """A run that was begun anew (resume.mode=never) has its former attempts aside, and is another run to W&B."""
+        anew = len(list(self.folder.glob("attempt-*")))
+        return f"{self.run_id}-{anew}" if anew else self.run_id
+
+    def _begin_again(self, error: Exception) -> None:
+        """Begin with a new service where the old one was lost, and say the last rows again."""
+        self._services_lost += 1
+        _end_service()
+        self._run = None
+        if self._services_lost == SERVICES:
+            self._do_without(error)
+            return
+        self._begin()
+        rows = [row for _, row in self._recent]
+        self._recent = deque((time.monotonic(), row) for row in rows)
+        self._tell(lambda run: [self._write(run, row) for row in rows])
+
+    def _do_without(self, error: Exception) -> None:
+        self._services_lost = SERVICES
+        print(
+            f"W&B is lost ({type(error).__name__}: {error}); the run goes on without. What it has: {self._sync_command()}"
+        )
+
+    def _attempts(self) -> set[Path]:
+        """The folders that wandb has made, one each time that the run was begun."""
+        return set((self.folder / "wandb").glob("run-*")) | set((self.folder / "wandb").glob("offline-run-*"))
+
+    def _sync_command(self) -> str:
+        if self.mode == "offline":
+            return f"wandb sync {shlex.quote(str(self.folder / 'wandb'))}"  # every attempt, in order
+        newest = Path(self._run.dir).parent if self._run else self.folder / "wandb"
+        return f"wandb sync --include-online {shlex.quote(str(newest))}"
+
+
+def close(state: str, exit_code: int) -> None:
+    """End all W&B runs of this process: ``state`` is done, preempted or failed, ``exit_code`` that of the process.
+
+    Nothing is raised, and it takes no longer than some `FINISH_SECONDS`. Without a W&B run there is nothing to do.
+    """
+    while _open:
+        _open.pop().close(state, exit_code)
+
+
+def _finish(run: Any, state: str, exit_code: int) -> None:
+    if state == "preempted":
+        run.mark_preempting()
+    run.finish(exit_code=0 if state == "done" else exit_code or 1)
+
+
+def _end_service() -> None:
+    """So that the next run of this process begins with settings of its own, and the process does not wait at its end."""
+    import wandb
+
+    if wandb.run is not None:  # a run of somebody else, in a notebook
+        return
+    process = _service_process()
+    with suppress(Exception, SystemExit):
+        _within(SERVICE_SECONDS, wandb.teardown)
+    if process is not None:
+        process.kill()  # ended already, unless it hangs
+        process.wait()
+
+
+def _service_process() -> subprocess.Popen[bytes] | None:
+    """The `wandb-core` that this process has started, which is no part of wandb's interface."""
+    from wandb.sdk import wandb_setup
+
+    try:
+        return wandb_setup.singleton()._connection._proc._process  # pyright: ignore[reportOptionalMemberAccess]
+    except AttributeError:
+        return None
+
+
+def _within(seconds: float, work: Callable[[], None]) -> None:
+    """Do it in a thread of its own; TimeoutError after ``seconds``."""
+    failed: list[BaseException] = []
+
+    def attempt() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"W&B's service did not answer within {seconds:.0f} s")
+    if failed:
+        raise failed[0]
+
+
+def _raise_if_refused(error: Exception) -> None:
+    from wandb.errors import AuthenticationError, UsageError
+
+    if isinstance(error, AuthenticationError | UsageError) or REFUSED.search(str(error)):
+        raise ValueError(
+            f"W&B refuses this run: {error}\n`wandb login --relogin` or WANDB_API_KEY gives another key, WANDB_MODE=offline "
+            f"logs without a server, logger=csv without W&B"
+        ) from error
+
+
+def _mode(offline: bool | None) -> str:
     if offline is None:
-        offline = os.environ.get("WANDB_MODE") == "offline" or not _has_key()
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return WandbLogger(
-        save_dir=folder,
-        id=run_id,
-        project=project,
-        name=name or run_id,
-        group=group,
-        offline=offline,
-        # also given to wandb itself, whose settings may have been read before Lightning sets the environment
-        mode="offline" if offline else "online",
-        resume="allow",
-        tags=list(tags),
-        job_type=job_type,
-    )
+        return os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+    return "offline" if offline else "online"
 
 
 def _has_key() -> bool:
     """Is there an API key in the environment, or in the netrc file where `wandb login` puts it?"""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
     try:
-        return netrc.netrc().authenticators(host) is not None
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False

@@ -37,6 +37,9 @@ check: $(READY) ## style, layers and types only
 	@$(BIN)/lint-imports --no-logo 2>/dev/null >.venv/lint.log || (cat .venv/lint.log; false)
 	@$(BIN)/pyright
 
+proof: $(READY) ## kill and resume at every instant in every setting, not only at those CI tries (half an hour)
+	@$(BIN)/python -m pytest -m "" tests/test_resume.py tests/test_ranks.py $(ARGS)
+
 notebooks: $(READY) ## make notebooks/*.ipynb from their sources and open them in your editor of choice
 	@$(BIN)/jupytext --quiet --to ipynb notebooks/*.py && ls notebooks/*.ipynb
 

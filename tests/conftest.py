@@ -2,9 +2,32 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from xdist.scheduler import LoadScheduling
+from xdist.workermanage import WorkerController
+
+SLURM = "test_slurm.py::"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The cluster begins first, since it mostly waits; the other tests keep their order."""
+    items.sort(key=lambda item: SLURM not in item.nodeid)
+
+
+class Together(LoadScheduling):
+    """The tests of the cluster share one worker, and with it one cluster; xdist's own groups get lost under pytest 9.2."""
+
+    def _send_tests(self, node: WorkerController, num: int) -> None:
+        together = sum(SLURM in (self.collection or [])[index] for index in self.pending)
+        super()._send_tests(node, max(num, together))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScheduling | None:
+    """For the usual way of spreading tests over workers."""
+    return Together(config, log) if config.getoption("dist") == "load" else None
 
 
 @pytest.fixture(scope="session", autouse=True)

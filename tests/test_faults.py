@@ -15,10 +15,7 @@ from quadrat.runs import Run
 from test_resume import folder, load, overrides, rows, same, undisturbed
 
 # Lightning's advice to users of its defaults
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:::lightning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
-    pytest.mark.xdist_group("resume plain"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:::lightning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
 @pytest.fixture
@@ -52,6 +49,7 @@ def test_unwritable_place_is_named(place: str) -> None:
 def test_second_process_on_a_run_folder_refuses(tmp_path: Path) -> None:
     run = folder(tmp_path, "plain")
     with run.locked():
+        run.save_config(compose("train", overrides(tmp_path, "plain")))
         run.set_status("running", pid=os.getpid(), host="here")
         code, said = interrupted.run(overrides(tmp_path, "plain"), ("impatient", 0))
     assert code == 1

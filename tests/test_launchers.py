@@ -10,13 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import toys
 from quadrat.configs import compose
-from quadrat.launchers import process
 from quadrat.launchers.local_gpus import LocalGpus, visible
 from quadrat.launchers.slurm import Resources, Slurm, waiting
 from quadrat.runs import Run
@@ -29,7 +29,7 @@ SLURM = {"_target_": "quadrat.launchers.slurm.Slurm"}
 
 @pytest.fixture(autouse=True)
 def pretending(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "WORKER", toys.PRETENDER)
+    toys.pretending(monkeypatch)
 
 
 @pytest.fixture
@@ -361,6 +361,25 @@ def test_slurm_then_local_runs_what_the_queue_has_lost(tmp_path: Path, cluster: 
     (job,) = Sweep.all(tmp_path)[0].jobs().values()
     assert (job.ticket, job.log.parent.name) == (None, "jobs")
     assert "trained" in job.log.read_text()
+
+
+def test_slurm_local_cluster_leaves_the_ranks_to_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks of submitit's local executor are no ranks; each would take itself for the whole job."""
+    asked: dict[str, Any] = {}
+
+    class Executor:
+        def __init__(self, folder: Path, cluster: str) -> None:
+            asked["cluster"] = cluster
+
+        def update_parameters(self, **parameters: Any) -> None:
+            asked.update(parameters)
+
+        def map_array(self, function: object, folders: list[str]) -> list[SimpleNamespace]:
+            return [SimpleNamespace(job_id=str(os.getpid())) for _ in folders]
+
+    monkeypatch.setattr("submitit.AutoExecutor", Executor)
+    toy(tmp_path, "trainer.devices=2", "seed=0", cluster="local", **SLURM)
+    assert (asked["cluster"], asked["tasks_per_node"]) == ("local", 1)
 
 
 def test_waiting_nothing_asked_without_tickets(command: Callable[[str, str], Path], tmp_path: Path) -> None:

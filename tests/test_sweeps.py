@@ -18,7 +18,6 @@ from hydra.core.utils import JobStatus
 import toys
 from quadrat.configs import launch as console
 from quadrat.jobs import run_job
-from quadrat.launchers import process
 from quadrat.runs import Run
 from quadrat.sweeps.ledger import Sweep, alive, standing
 from toys import CONFIG, attempts, ledger, runs, states, toy, toy_name, until
@@ -28,7 +27,7 @@ SEEDS = "seed=0,1,2"
 
 @pytest.fixture(autouse=True)
 def pretending(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "WORKER", toys.PRETENDER)
+    toys.pretending(monkeypatch)
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
@@ -529,7 +528,7 @@ def test_hydra_sweep_of_a_missing_value_is_refused_before_anything_starts(
 # --- for real ---
 
 TINY = (
-    *("data.source.count=8", "data.batch_size=2", "epochs=3", "trainer.log_every_n_steps=1"),
+    *("data.source.count=8", "data.batch_size=2", "epochs=2", "trainer.log_every_n_steps=1"),
     *("model.neck.channels=16", "model.layers.hidden=32", "callbacks.pictures.count=2"),
 )
 

@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from quadrat.configs import friendly, register_resolvers
-from quadrat.launchers import process
+from quadrat.launchers import local_gpus, process
 from quadrat.launchers.base import Draft
 from quadrat.runs import Run
 from quadrat.sweeps.drafts import name
@@ -60,6 +61,14 @@ print("trained", label)
 """
 
 PRETENDER = (sys.executable, "-c", WORKER)
+
+
+def pretending(patch: pytest.MonkeyPatch) -> None:
+    """From now on jobs are run by the pretender, and looked at often."""
+    patch.setattr(process, "WORKER", PRETENDER)
+    patch.setattr(process, "POLL", 0.01)
+    patch.setattr(local_gpus, "POLL", 0.01)
+
 
 UNTIL_STOPPED = """
 if label == "seed=1" and not (run.folder / "stopped").exists():
@@ -154,7 +163,7 @@ def ledger(logs: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    process.WORKER = PRETENDER
+    pretending(pytest.MonkeyPatch())
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs without it
     where, *asked = sys.argv[1:]
     with friendly(compose([], Path(where))):

@@ -11,9 +11,9 @@ import subprocess
 def requeue(signum: int) -> int | None:
     """Have the job started again, which has just been saved because of a signal; returns the exit code that this takes.
 
-    Nothing is asked for after Ctrl-C, outside a cluster, or when the user has cancelled the job.
+    Nothing is asked for after Ctrl-C, when the terminal is gone, outside a cluster, or when the user has cancelled the job.
     """
-    if signum == signal.SIGINT:
+    if signum in (signal.SIGINT, signal.SIGHUP):
         return None
     if os.environ.get("SUBMITIT_EXECUTOR") == "local":
         from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
@@ -22,6 +22,11 @@ def requeue(signum: int) -> int | None:
     if "SLURM_JOB_ID" in os.environ:
         _requeue_by_slurm(_slurm_job())
     return None
+
+
+def restarted() -> bool:
+    """Has SLURM started this job before?"""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def _slurm_job() -> str:

@@ -123,7 +123,7 @@ def launch(name: str, run: Callable[[DictConfig], Any]) -> None:
         nonlocal composed
         composed = True
         with friendly(config):
-            _refuse_gaps(config)
+            refuse_gaps(config)
             return run(config)
 
     try:
@@ -150,7 +150,9 @@ def friendly(config: DictConfig) -> Iterator[None]:
 def settings(config: DictConfig) -> dict[str, str]:
     """Every setting of a config by its dotted name, but for where things lie."""
     flat = _flat(OmegaConf.to_container(config, resolve=True))
-    return {name: value for name, value in flat.items() if name.split(".")[0] not in ("paths", "hydra", "launcher")}
+    return {
+        name: value for name, value in flat.items() if name.split(".")[0] not in ("paths", "hydra", "launcher", "sweep")
+    }
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:
@@ -182,7 +184,7 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _refuse_gaps(config: DictConfig) -> None:
+def refuse_gaps(config: DictConfig) -> None:
     """What has no default must be given: ValueError names all of it."""
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from quadrat import cluster, ranks, resume, signals
 from quadrat.configs import build, build_task, friendly, message, quiet, settings
-from quadrat.runs import Run, here, load_weights, read_checkpoint, same_classes
+from quadrat.runs import InUse, Run, here, load_weights, read_checkpoint, same_classes
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -69,6 +69,8 @@ def _train_in_several(config: DictConfig, count: int) -> float | None:
 def train(config: DictConfig) -> float | None:
     """This process's share of a job, which is all of it for one process."""
     run = Run(config.paths.run)
+    if config.resume.mode == "never" and cluster.restarted():
+        config.resume.mode = "auto"  # anew once, not whenever the job is requeued
     if _done(run, config):
         return report(run) if ranks.rank() == 0 else None
     resume.check(config.resume)
@@ -85,14 +87,19 @@ def train(config: DictConfig) -> float | None:
 
 def _done(run: Run, config: DictConfig) -> bool:
     """Has the run been trained for as long as it is asked to be?"""
-    status, trainer = run.status, config.trainer
+    status = run.status
     if status["state"] != "done" or config.resume.mode == "never":
         return False
-    epochs, steps = trainer.max_epochs or -1, trainer.max_steps or -1
-    done = 0 < epochs <= status["epochs"] or 0 < steps <= status["steps"]
+    done = long_enough(status, config.trainer)
     if done and ranks.rank() == 0:
         print("this run is finished already; more: epochs=<n>, anew: resume.mode=never")
     return done
+
+
+def long_enough(status: dict[str, Any], trainer: DictConfig) -> bool:
+    """Has a finished run been trained for as long as is asked now?"""
+    epochs, steps = trainer.max_epochs or -1, trainer.max_steps or -1
+    return 0 < epochs <= status["epochs"] or 0 < steps <= status["steps"]
 
 
 @contextmanager
@@ -120,6 +127,8 @@ def _recorded(run: Run) -> Iterator[None]:
     """Leave a true record of how the job ended, here and in Weights & Biases, and have a stopped one started again."""
     try:
         yield
+    except InUse:
+        raise
     except signals.Stopped as stop:
         if ranks.rank() == 0:
             _end(run, "preempted", int(stop.code or 0), reason=str(stop))

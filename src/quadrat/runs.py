@@ -30,6 +30,10 @@ LOST = 300.0
 """Seconds without a sign of life after which a running job is taken for dead."""
 
 
+class InUse(ValueError):
+    """Another process works on the run folder, whose status is that process's to write."""
+
+
 class Run:
     """The files of a run, by name; nothing is made until it is written."""
 
@@ -138,7 +142,7 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; ValueError names the process that holds it, and since when.
+        """Hold the folder for this process; InUse names the process that holds it, and since when.
 
         The kernel gives the lock back however the process ends, and forked loader workers do not inherit it.
         """
@@ -162,7 +166,7 @@ class Run:
                 return fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
                 if time.monotonic() > until:
-                    raise ValueError(self._owner()) from None
+                    raise InUse(self._owner()) from None
                 time.sleep(0.2)
 
     def _owner(self) -> str:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from types import FrameType
 
-STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
-"""Preemption and scancel, the user signals that announce a time limit, and Ctrl-C."""
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+"""Preemption and scancel, the user signals that announce a time limit, Ctrl-C, and the end of the terminal."""
 
 _received = 0
 
@@ -27,9 +28,10 @@ class Stopped(SystemExit):
 
 
 def arm() -> None:
-    """From now on a stopping signal is remembered; a second Ctrl-C interrupts at once."""
+    """From now on a stopping signal is remembered; a second Ctrl-C interrupts at once. What nohup ignores stays ignored."""
     for signum in STOPPING:
-        signal.signal(signum, _remember)
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _remember)
 
 
 def _remember(signum: int, frame: FrameType | None) -> None:
@@ -57,18 +59,23 @@ def forget() -> None:
 
 
 def arm_loader_worker() -> None:
-    """Leave stopping to the trainer: a cluster signals every process, and a batch that is lost would break its last step.
+    """Stop at the trainer's word only: a cluster signals every process, and a lost batch would break the trainer's last step."""
+    for signum in STOPPING:
+        if signum != signal.SIGTERM:
+            signal.signal(signum, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True, name="signals").start()
 
-    A second SIGTERM ends the worker all the same, so that none is left behind.
-    """
-    for signum in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
-        signal.signal(signum, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+def _obey(parent: int) -> None:
+    """A handler does not learn who sent a signal; one who waits for it does."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(128 + signal.SIGTERM)
 
 
 def die_with(pipe: int) -> None:
     """End this process, wherever it is, when the other end of ``pipe`` closes: its parent is gone."""
-    import threading
 
     def watch() -> None:
         os.read(pipe, 1)

@@ -18,7 +18,7 @@ from quadrat.callbacks.agreement import Vote
 from quadrat.callbacks.csv_log import CsvLog
 
 _SAVE = 1
-"""The wish to save and go on; a larger number is the signal that asks to save and stop."""
+"""The wish to save and go on; a larger number, to stop: the number of the signal that asks for it, and this."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -82,7 +82,10 @@ class Checkpoints(Checkpoint):
 
     def _wish(self, trainer: Trainer) -> int:
         due = trainer.is_global_zero and time.monotonic() - self.saved_at >= self.seconds
-        return signals.received() or int(due) * _SAVE
+        return self._wish_to_stop() or int(due) * _SAVE
+
+    def _wish_to_stop(self) -> int:
+        return signals.received() and signals.received() + _SAVE
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -102,7 +105,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Nothing has been learned since the validation began: leave at once, it will be done again."""
         if not trainer.sanity_checking and batch_idx < self.common:
-            self.agreed = max(self.agreed, self.vote(signals.received()))
+            self.agreed = max(self.agreed, self.vote(self._wish_to_stop()))
             self._stop_if_asked()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -128,7 +131,7 @@ class Checkpoints(Checkpoint):
 
     def _stop_if_asked(self) -> None:
         if self.agreed > _SAVE:
-            raise signals.Stopped(self.agreed)
+            raise signals.Stopped(self.agreed - _SAVE)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["stage"] = self.stage

@@ -176,6 +176,8 @@ class WandbLog(Logger):
     def _init(self) -> Any:
         import wandb
 
+        if not os.environ.get("WANDB_MODE"):
+            os.environ.pop("WANDB_MODE", None)  # wandb takes an empty one for a wrong one
         settings = {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS, "finish_timeout_raises": True}
         if self.mode == "offline":
             settings["silent"] = True  # what it says there, we say

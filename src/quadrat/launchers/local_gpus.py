@@ -14,7 +14,7 @@ from tqdm import tqdm
 from quadrat import ranks, signals
 from quadrat.launchers.base import Draft
 from quadrat.launchers.process import POLL, Attempt, attended
-from quadrat.sweeps.ledger import Sweep
+from quadrat.sweeps.ledger import Job, Sweep
 from quadrat.sweeps.table import counts
 
 
@@ -41,36 +41,12 @@ class LocalGpus:
 
     def run(self, sweep: Sweep, drafts: Sequence[Draft]) -> None:
         """See every job to its end, as many at once as there are GPUs for, in their order."""
-        waiting, running, states = list(drafts), dict[Attempt, list[str]](), Counter[str]()
-        free, told = list(self.gpus), 0
         with attended() as lifeline, tqdm(total=len(drafts), unit="job", disable=None) as bar:
-            while running or (waiting and not signals.received()):
-                while waiting and not signals.received() and (given := self._given(free, waiting[0])):
-                    draft = waiting.pop(0)
-                    running[self._start(draft, given, lifeline)] = given
-                    bar.write(f"started  {draft.job.label}  on GPU {','.join(given)}: {os.path.relpath(draft.job.log)}")
-                if signals.received() != told:
-                    told = signals.received()
-                    for attempt in running:
-                        attempt.tell(told)
-                for attempt in [attempt for attempt in running if attempt.over()]:
-                    free += running.pop(attempt)
-                    state = attempt.settle()
-                    states[state] += 1
-                    bar.write(f"{state:<9}{attempt.job.label}")
-                    bar.update()
-                bar.set_postfix_str(counts(states + Counter(running=len(running), queued=len(waiting))))
+            shift = Shift(self.gpus, [(draft.job, self._wanted(draft)) for draft in drafts], lifeline, bar)
+            while shift.goes_on():
+                shift.look()
                 time.sleep(POLL)
             signals.leave_if_asked()
-
-    def _given(self, free: list[str], draft: Draft) -> list[str]:
-        """Take the GPUs of a job from the free ones; none while there are too few."""
-        different, wanted = list(dict.fromkeys(free)), self._wanted(draft)
-        if len(different) < wanted:
-            return []
-        for gpu in different[:wanted]:
-            free.remove(gpu)
-        return different[:wanted]
 
     def _wanted(self, draft: Draft) -> int:
         trainer = draft.config.trainer
@@ -88,12 +64,53 @@ class LocalGpus:
             )
         return wanted
 
-    def _start(self, draft: Draft, gpus: Sequence[str], lifeline: int) -> Attempt:
-        threads = max(1, (os.cpu_count() or 1) // len(self.gpus))
-        environment = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-        if "OMP_NUM_THREADS" not in os.environ:
-            environment["OMP_NUM_THREADS"] = str(threads)  # side by side, not on top of each other
-        return Attempt(draft.job, lifeline, environment)
+
+class Shift:
+    """The jobs that wait, with the number of GPUs that each wants, those at work with theirs, and the GPUs that are free."""
+
+    def __init__(self, gpus: Sequence[str], jobs: Sequence[tuple[Job, int]], lifeline: int, bar: tqdm) -> None:
+        self.waiting, self.running, self.free = list(jobs), dict[Attempt, list[str]](), list(gpus)
+        self.ended, self.told, self.lifeline, self.bar = Counter[str](), 0, lifeline, bar
+        self.threads = str(max(1, (os.cpu_count() or 1) // len(gpus)))  # side by side, not on top of each other
+
+    def goes_on(self) -> bool:
+        """Is there a job at work, or one still to be started?"""
+        return bool(self.running or (self.waiting and not signals.received()))
+
+    def look(self) -> None:
+        """Start what can be started, pass on a signal, and see who has ended."""
+        while self.waiting and not signals.received() and self._start(*self.waiting[0]):
+            self.waiting.pop(0)
+        self._pass_on()
+        for attempt in [attempt for attempt in self.running if attempt.over()]:
+            self._end(attempt)
+        at_work = Counter(running=len(self.running), queued=len(self.waiting))
+        self.bar.set_postfix_str(counts(self.ended + at_work))
+
+    def _start(self, job: Job, wanted: int) -> bool:
+        given = list(dict.fromkeys(self.free))[:wanted]  # different ones, where some are named twice
+        if len(given) < wanted:
+            return False
+        for gpu in given:
+            self.free.remove(gpu)
+        environment = {"CUDA_VISIBLE_DEVICES": ",".join(given)}
+        environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", self.threads)
+        self.running[Attempt(job, self.lifeline, environment)] = given
+        self.bar.write(f"started  {job.label}  on GPU {','.join(given)}: {os.path.relpath(job.log)}")
+        return True
+
+    def _pass_on(self) -> None:
+        if signals.received() != self.told:
+            self.told = signals.received()
+            for attempt in self.running:
+                attempt.tell(self.told)
+
+    def _end(self, attempt: Attempt) -> None:
+        self.free += self.running.pop(attempt)
+        state = attempt.settle()
+        self.ended[state] += 1
+        self.bar.write(f"{state:<9}{attempt.job.label}")
+        self.bar.update()
 
 
 def visible() -> list[str]:

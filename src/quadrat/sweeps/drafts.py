@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
 from quadrat import signals
-from quadrat.configs import NOT_IDENTITY, NOT_IDENTITY_WITHIN, _refuse_gaps, run_id, settings
+from quadrat.configs import NOT_IDENTITY, NOT_IDENTITY_WITHIN, refuse_gaps, run_id, settings
 from quadrat.launchers.base import Draft
 from quadrat.runs import Run
 from quadrat.sweeps.ledger import Job, Sweep
@@ -104,7 +104,7 @@ def drafts(sweep: Sweep, master: DictConfig, compose: Compose, sets: Sequence[Se
 def _draft(sweep: Sweep, config: DictConfig, overrides: Sequence[str], changed: Sequence[str]) -> Draft:
     with open_dict(config):
         config.pop("hydra", None)
-    _refuse_gaps(config)
+    refuse_gaps(config)
     run = Run(config.paths.run)
     config.sweep.name, config.sweep.job = sweep.name, _label(overrides, changed, run.folder.name)
     return Draft(sweep.job(_hash(overrides), config.sweep.job, overrides, run_id(config), run), config)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from quadrat import signals
 from quadrat.configs import build
+from quadrat.jobs import long_enough
 from quadrat.launchers.base import Draft, Launcher
 from quadrat.launchers.slurm import waiting
 from quadrat.sweeps.drafts import BAR, Compose, drafts, name
@@ -84,17 +85,11 @@ def _fresh(sweep: Sweep, draft: Draft) -> Draft:
 def _verdict(draft: Draft, queued: set[str], retry: str | None) -> str:
     status = standing(draft.job)
     anew = draft.config.resume.mode == "never"
-    if status["state"] == "done" and _long_enough(status, draft.config.trainer) and not anew:
+    if status["state"] == "done" and long_enough(status, draft.config.trainer) and not anew:
         return "done"
     if status["state"] == "running" or draft.job.key in queued:
         return "under way"
     return "failed" if status["state"] == "failed" and retry != "failed" else "to run"
-
-
-def _long_enough(status: dict[str, Any], trainer: DictConfig) -> bool:
-    """Has a finished run been trained for as long as is asked now?"""
-    epochs, steps = trainer.get("max_epochs") or -1, trainer.get("max_steps") or -1
-    return 0 < epochs <= status.get("epochs", 0) or 0 < steps <= status.get("steps", 0)
 
 
 def _freeze(drafts: Sequence[Draft]) -> None:

@@ -28,7 +28,7 @@ def table(jobs: Iterable[Job], gone: Iterable[str] = ()) -> str:
             status |= {"state": "lost", "reason": f"no longer in the queue ({job.ticket}); launch the sweep again"}
         row, status = _row(job, status)
         rows.append(row)
-        reasons.append("" if status["state"] == "done" else str(status.get("reason", "")))
+        reasons.append(str(status.get("reason", "")))
         states[status["state"]] += 1
     return "\n".join([*_aligned(rows, reasons), "", f"  {counts(states)}"])
 

@@ -454,6 +454,13 @@ def test_train_without_progress_bar(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "it/s" not in capsys.readouterr().out
 
 
+def test_train_epochs_says_how_long(tmp_path: Path) -> None:
+    tiny = [setting for setting in TINY if not setting.startswith("trainer.max_epochs")]
+    config = compose("train", [*tiny, f"paths.logs={tmp_path}", "epochs=1", "trainer.enable_progress_bar=false"])
+    train(config)
+    assert Run(config.paths.run).status["epochs"] == 1
+
+
 def test_train_longer_goes_on(tmp_path: Path) -> None:
     short = here(tmp_path, "trainer.max_epochs=1")
     longer = here(tmp_path, "trainer.max_epochs=2")

@@ -248,9 +248,9 @@ def _trainer(config: DictConfig, run: Run, progress: dict[str, Any], start: resu
     callbacks.append(NanGuard(run.folder, config.trainer.on_nan))
     callbacks.append(SameConfig(settings(config) | {"the start": start.why}))
     callbacks.append(LambdaCallback(on_train_batch_end=lambda trainer, *_: progress.update(_standing(trainer))))
-    lightning_s = [str(key) for key in config.trainer if key != "on_nan"]
+    settled: Any = OmegaConf.to_container(config.trainer, resolve=True)
     trainer = build(
-        OmegaConf.masked_copy(config.trainer, lightning_s),
+        {name: value for name, value in settled.items() if name != "on_nan"},  # what happens at a NaN is ours
         callbacks=callbacks,
         logger=[build(logger) for logger in config.logger.values() if logger],
         plugins=[AtomicCheckpointIO(), ranks.environment()],

@@ -194,6 +194,15 @@ def test_sharded_trains_the_like_and_resumes(whole: Run, tmp_path: Path) -> None
         assert float(mine["train/total"]) == pytest.approx(float(other["train/total"]), rel=1e-3)
 
 
+def test_sweep_of_jobs_of_several_processes(tmp_path: Path) -> None:
+    """Each job is one run, trained by its own ranks, whatever their number was in the job before."""
+    code, said = end(start(tmp_path, "trainer.devices=2,1", "trainer.max_epochs=1", command=[*TRAIN, "-m"]))
+    assert code == 0, said
+    runs = [Run(folder) for folder in tmp_path.glob("two-*")]
+    assert {run.config().trainer.devices: run.status["steps"] for run in runs} == {2: 8, 1: 16}
+    assert {run.status["state"] for run in runs} == {"done"}
+
+
 def test_ranks_with_different_settings_refuse(tmp_path: Path) -> None:
     """As when each process draws its own values: nobody trains, and the setting is named."""
     with socket.socket() as probe:

@@ -29,6 +29,8 @@ NOT_IDENTITY_WITHIN = {
     "trainer": ("max_epochs", "max_steps", "max_time", "enable_progress_bar", "log_every_n_steps", "on_nan"),
     "data": ("workers", "eval_batch_size"),
     "callbacks": ("progress", "pictures", "checkpoints"),
+    "task": ("gradients_every",),
+    "loss": ("regression",),  # what a weighting takes of it is among the weighting's own settings
 }
 """The like inside the other parts."""
 

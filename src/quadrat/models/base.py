@@ -30,6 +30,10 @@ class Model(nn.Module):
         """One result per image, best first, in the frame of the batch's images."""
         raise NotImplementedError
 
+    def shared(self) -> Sequence[nn.Module]:
+        """The parts that every term passes through, in the order of the forward pass: what the terms compete for."""
+        raise NotImplementedError
+
     def shards(self) -> Iterator[nn.Module]:
         """The parts that sharded training gathers and releases one after another; all else is gathered for the whole step."""
         return iter(())

@@ -53,6 +53,9 @@ class Regions(Model):
         proposals = self.proposer.propose(self.proposer(features), batch, self.proposer.test_limits)
         return self.box.predict(features, proposals, batch)
 
+    def shared(self) -> Sequence[nn.Module]:
+        return (self.backbone, self.neck)
+
     def shards(self) -> Iterator[nn.Module]:
         yield from self.backbone.stages.values()
         yield self.box.layers

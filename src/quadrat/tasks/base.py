@@ -15,9 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, Metric
 
-from quadrat.losses.weighting import Weighting
+from quadrat.losses.weighting import Moment, Weighting
 from quadrat.models.base import Model
 from quadrat.structures import Batch, Detections, Schema
+from quadrat.tasks.backward import Backward
 
 _STREAMS = {"train": 0, "val": 1, "test": 1}
 """Which stream of random numbers a stage draws from; a test of the validation split repeats its validation."""
@@ -42,11 +43,18 @@ def draw_from(place: Sequence[int]) -> None:
     torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
 
+def _on_host(values: dict[str, Tensor]) -> dict[str, float]:
+    """One look at the device for all of them."""
+    return dict(zip(values, torch.stack([value.float() for value in values.values()]).tolist(), strict=True))
+
+
 class Task(LightningModule):
     """A model, the weighting of its losses, the metric it is chosen by, and how it is optimised.
 
     ``optimizer`` waits for parameter groups; the backbone learns at ``backbone_rate`` times its rate; biases and norms are
-    not decayed unless ``decay_norms``. what a step draws at random is a function of (seed, epoch, batch, rank).
+    not decayed unless ``decay_norms``. Every ``gradients_every`` optimiser steps (0: never) the log gets the length of each raw
+    term's gradient on the shared parameters, and the cosines between them. What a step draws at random is a function of
+    (seed, epoch, batch, rank).
     Raises KeyError at once when the weighting's names are not the model's.
     """
 
@@ -61,6 +69,7 @@ class Task(LightningModule):
         schedule: Schedule,
         backbone_rate: float = 1.0,
         decay_norms: bool = False,
+        gradients_every: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -72,19 +81,67 @@ class Task(LightningModule):
         self.make_optimizer, self.schedule = optimizer, schedule
         self.backbone_rate, self.decay_norms, self.seed = backbone_rate, decay_norms, seed
         self.evaluation_losses = nn.ModuleDict({name: MeanMetric() for name in model.loss_names})
+        self.gradients = Backward(model, weighting, every=gradients_every)
         self.epoch_sums: Tensor | None = None
+        self.total_steps = 1
         self.latest: Step | None = None
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.gradients.check(sharded=self.device_mesh is not None, batches=self.trainer.accumulate_grad_batches)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         place = self._draw_from("train", batch_idx)
+        self.weighting.begin_step(Moment(self.seed, self.current_epoch, self.global_step, self.total_steps))
         losses, total = self.terms(batch)
         self.latest = Step(place, {name: value.detach() for name, value in losses.items()}, total.detach())
-        self._add_to_means(losses, total)
-        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        if (self.global_step + 1) % every == 0 and not self.trainer.fit_loop.epoch_loop._should_accumulate():
-            self._log_losses(losses, total)
+        self.gradients.expect(batch, losses)
+        if self._due(self.trainer.log_every_n_steps):  # pyright: ignore[reportAttributeAccessIssue]
             self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=len(batch))
         return total
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The total's gradient, or what the weighting makes of those of single terms, which then is the total's."""
+        assert self.latest is not None
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        one = torch.ones_like(loss)
+        scale = one if scaler is None else scaler.scale(one)
+        self.gradients(loss, scale, share=1 / self.trainer.accumulate_grad_batches, step=self.global_step)
+        numbers = {} if self._accumulating() else self.gradients.finish(scale)
+        if self.weighting.sees == "all":
+            weights = self.weighting.weights()
+            total = torch.stack([value * weights[name] for name, value in self.latest.losses.items()]).sum()
+            self.latest = self.latest._replace(total=total)
+        self._add_to_means(self.latest.losses, self.latest.total)
+        if self._due(self.trainer.log_every_n_steps):  # pyright: ignore[reportAttributeAccessIssue]
+            self._log_losses(self.latest.losses, self.latest.total, numbers)
+        elif numbers:
+            self._log_gradients(numbers)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.weighting.again:
+            self.weighting.see_again(self._losses_again())
+
+    def _losses_again(self) -> dict[str, Tensor]:
+        """The terms of the same batch with the same random numbers after the step, without leaving a trace in the norms."""
+        assert self.latest is not None
+        buffers = list(self.model.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        draw_from(self.latest.place)
+        batch = self.gradients.batch
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            losses = self.model.loss(self.model.features(batch), batch)
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+        return losses
+
+    def _accumulating(self) -> bool:
+        return self.trainer.fit_loop.epoch_loop._should_accumulate()
+
+    def _due(self, every: int) -> bool:
+        """Is this the last batch of every so many optimiser steps?"""
+        return every > 0 and (self.global_step + 1) % every == 0 and not self._accumulating()
 
     def terms(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """The raw losses of a batch, and what is minimised."""
@@ -96,16 +153,18 @@ class Task(LightningModule):
         draw_from(place)
         return place
 
-    def _log_losses(self, losses: dict[str, Tensor], total: Tensor) -> None:
+    def _log_losses(self, losses: dict[str, Tensor], total: Tensor, more: dict[str, Tensor]) -> None:
         """Everything in one row and one look at the device, and only every few steps."""
         weights = self.weighting.weights()
         values = {f"train/loss/{name}": value.detach() for name, value in losses.items()}
         values |= {f"train/weighted/{name}": value.detach() * weights[name] for name, value in losses.items()}
         values |= {f"train/weight/{name}": weights[name] for name in losses}
-        values["train/total"] = total.detach()
-        numbers = dict(zip(values, torch.stack([value.float() for value in values.values()]).tolist(), strict=True))
+        values |= {"train/total": total.detach(), **{f"train/{name}": value for name, value in more.items()}}
         rates = {f"train/lr/{group['name']}": float(group["lr"]) for group in self.trainer.optimizers[0].param_groups}
-        self._write_row(numbers | rates, step=self.global_step)
+        self._write_row(_on_host(values) | rates, step=self.global_step)
+
+    def _log_gradients(self, numbers: dict[str, Tensor]) -> None:
+        self._write_row(_on_host({f"train/{name}": value for name, value in numbers.items()}), step=self.global_step)
 
     def _write_row(self, numbers: dict[str, float], step: int) -> None:
         """Straight to the loggers: Lightning writes a row after the hook in which a run is saved and stopped, too late."""
@@ -124,8 +183,9 @@ class Task(LightningModule):
             return
         sums = self.trainer.strategy.reduce(self.epoch_sums, reduce_op="sum")
         means = sums[:-1] / sums[-1].clamp(min=1)
-        names = [*(f"train/mean/{name}" for name in self.model.loss_names), "train/mean/total"]
-        self._write_row(dict(zip(names, means.tolist(), strict=True)), step=self.global_step - 1)
+        named = dict(zip([*self.model.loss_names, "total"], means.tolist(), strict=True))
+        self._write_row({f"train/mean/{name}": value for name, value in named.items()}, step=self.global_step - 1)
+        self.weighting.end_epoch(named)
         self.epoch_sums = None
 
     def validation_step(self, batch: Batch, batch_idx: int) -> list[Detections]:
@@ -241,7 +301,7 @@ class Task(LightningModule):
     def configure_optimizers(self) -> Any:
         rate = self.make_optimizer.keywords["lr"]  # pyright: ignore[reportFunctionMemberAccess]
         optimizer = self.make_optimizer(list(self.parameter_groups(rate)))
-        total = self._total_steps()
+        self.total_steps = total = self._total_steps()
         return {
             "optimizer": optimizer,
             "lr_scheduler": {
@@ -251,9 +311,10 @@ class Task(LightningModule):
         }
 
     def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
-        """Backbone and the rest, decayed and not: always the same groups in the same order, frozen parameters too."""
+        """Backbone and the rest, decayed and not, and what the weighting learns: always the same groups in the same order,
+        frozen parameters too."""
         groups: dict[str, list[nn.Parameter]] = {"backbone": [], "backbone_norms": [], "heads": [], "heads_norms": []}
-        for name, parameter in self.named_parameters():
+        for name, parameter in self.model.named_parameters(prefix="model"):
             part = "backbone" if name.startswith("model.backbone.") else "heads"
             groups[part if parameter.ndim > 1 or self.decay_norms else f"{part}_norms"].append(parameter)
         return [
@@ -262,6 +323,9 @@ class Task(LightningModule):
             | ({"weight_decay": 0.0} if name.endswith("_norms") else {})
             for name, parameters in groups.items()
             if parameters
+        ] + [
+            {"name": "weighting", "params": [own], "lr": rate * self.weighting.rate, "weight_decay": 0.0}
+            for own in self.weighting.parameters()
         ]
 
     def _total_steps(self) -> int:

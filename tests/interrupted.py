@@ -10,14 +10,13 @@ import os
 import resource
 import signal
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
-from torch import Tensor, nn
 
 from quadrat import runs, signals
 from quadrat.callbacks import checkpoints
@@ -25,7 +24,6 @@ from quadrat.callbacks.checkpoints import AtomicCheckpointIO
 from quadrat.configs import compose, friendly
 from quadrat.data.module import Batches
 from quadrat.jobs import run_job
-from quadrat.losses.weighting import Weighting
 from quadrat.tasks.base import Task
 
 PRELOADED = [
@@ -35,24 +33,6 @@ PRELOADED = [
     "quadrat.models.regions",
     "quadrat.data.module",
 ]
-
-
-class Learned(Weighting):
-    """Weights that are parameters of the run: exp(-s) L + s."""
-
-    def __init__(self, weights: Mapping[str, float]) -> None:
-        super().__init__()
-        self.names = tuple(weights)
-        self.s = nn.Parameter(torch.zeros(len(weights)))
-
-    def check(self, names: Any) -> None:
-        assert sorted(names) == sorted(self.names)
-
-    def weights(self) -> dict[str, Tensor]:
-        return dict(zip(self.names, (-self.s.detach()).exp().unbind(), strict=True))
-
-    def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
-        return (torch.stack([losses[name] for name in self.names]) * (-self.s).exp() + self.s).sum()
 
 
 class Ended(NamedTuple):

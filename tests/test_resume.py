@@ -27,9 +27,16 @@ TINY = (
 )
 EVERYTHING = (
     *("callbacks=ema", "data.workers=2", "trainer.accumulate_grad_batches=3", "trainer.precision=16-mixed"),
-    *("loss.weighting._target_=interrupted.Learned", "optimizer=sgd", "schedule=step", "trainer.gradient_clip_val=1.0"),
+    *("loss/weighting=uncertainty", "optimizer=sgd", "schedule=step", "trainer.gradient_clip_val=1.0"),
 )
-SETTINGS = {"plain": (), "everything": EVERYTHING, "workers": ("data.workers=1", "trainer.check_val_every_n_epoch=2")}
+BALANCED = ("loss/weighting=pcgrad", "task.gradients_every=2", "trainer.accumulate_grad_batches=2")
+SETTINGS = {
+    "plain": (),
+    "everything": EVERYTHING,
+    "famo": ("loss/weighting=famo",),
+    "balanced": BALANCED,
+    "workers": ("data.workers=1", "trainer.check_val_every_n_epoch=2"),
+}
 
 # Lightning's advice to users of its defaults
 pytestmark = pytest.mark.filterwarnings("ignore:::lightning", "ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -63,6 +70,8 @@ IN_CI = {
         *[("before a rename", 5), ("while writing", 3), ("after saving", 4)],
         *[("term in a step", 7), ("term in validation", 2), ("term at an epoch's end", 1)],
     ],
+    "famo": [("in a step", 6)],
+    "balanced": [],
     "workers": [("in a step", 6), ("term in validation", 2)],
     "everything": [("in a step", 6), ("in validation", 3), ("while writing", 3), ("term in a step", 4)],
 }

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers.logger import Logger
 from omegaconf import DictConfig
 
 from contracts import CLASSES
+from logged import Rows
 from quadrat.configs import build, build_task, compose
 from quadrat.data.module import DataModule
 from quadrat.structures import Schema
@@ -58,23 +58,6 @@ def make(*overrides: str) -> tuple[Task, DataModule]:
     torch.manual_seed(0)
     data = build(chosen.data)
     return build_task(chosen, data), data
-
-
-class Rows(Logger):
-    """Keeps what is logged, by step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: dict[int, dict[str, float]] = {}
-
-    name = "rows"  # pyright: ignore[reportAssignmentType]
-    version = "0"
-
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        assert step is not None
-        self.rows.setdefault(step, {}).update(metrics)
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 def trainer(**options: Any) -> Trainer:

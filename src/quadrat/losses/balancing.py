@@ -210,7 +210,7 @@ class NashMTL(Balancing):
     It is where a G a / 2 - sum log a is lowest, which has one stationary point; it is looked for in log a.
     """
 
-    RIDGE = 1e-6
+    RIDGE = 1e-8
     """Added to the diagonal of G, as otherwise opposite gradients would have no solution."""
 
     def solve(self, gram: np.ndarray, losses: np.ndarray) -> np.ndarray:

@@ -117,7 +117,7 @@ class Weighting(nn.Module):
 
 def _check_weights(weights: Mapping[str, float]) -> None:
     for name, weight in weights.items():
-        if not 0 <= float(weight) < float("inf"):
+        if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
             raise ValueError(f"a loss weight is a finite number >= 0, got loss.weights.{name}={weight}")
     if not any(weights.values()):
         raise ValueError(f"all loss weights are 0, nothing would be trained: {dict(weights)}")
@@ -158,6 +158,7 @@ def alpha(weights: Mapping[str, float], *, alpha: float, regression: Sequence[st
 
     Raises ValueError for an alpha outside 0..1 or if one side has no term, KeyError for a term that is none.
     """
+    _check_weights(weights)
     if not 0 <= alpha <= 1:
         raise ValueError(f"loss.weighting.alpha={alpha} is not between 0 and 1")
     check_terms("loss.weighting.regression", regression, list(weights))

@@ -24,12 +24,13 @@ from quadrat.evaluate import evaluate
 from quadrat.jobs import train
 from quadrat.predict import predict
 from quadrat.runs import Run
+from wandb_files import read_attempts
 
 COMMANDS = Path(sys.executable).parent
 EPOCHS, STEPS = 3, 12
 TINY = (
     *("data.source.count=8", "data.batch_size=2", f"trainer.max_epochs={EPOCHS}", "trainer.log_every_n_steps=1"),
-    *("model.neck.channels=16", "model.layers.hidden=32", "callbacks.pictures.count=2"),
+    *("model.neck.channels=16", "model.layers.hidden=32", "callbacks.pictures.count=2", "task.gradients_every=4"),
 )
 RESIZED = ("augment=resize", "augment.short=96")  # the pictures are 160 x 160, the model sees 96 x 96
 
@@ -403,15 +404,36 @@ def test_sweep_makes_a_folder_for_each_value(tmp_path: Path) -> None:
     assert float(rows(untrained)[0]["train/weighted/rpn_box"]) == 0
 
 
-def test_wandb_without_key_is_offline_and_named_like_the_folder(tmp_path: Path) -> None:
+def test_wandb_holds_a_sweep_s_run_and_its_evaluation(tmp_path: Path) -> None:
+    """Group, type, settings by their names, the numbers of the csv log, the best of the metric, pictures."""
     logs = tmp_path / "logs"
-    alone = {"WANDB_API_KEY": "", "WANDB_MODE": "", "HOME": str(tmp_path / "home")}
-    (tmp_path / "home").mkdir()
-    shell("train", *TINY, "trainer=smoke", "trainer.max_epochs=1", "logger=wandb", logs=logs, **alone)
+    alone = {"HOME": str(tmp_path), "WANDB_API_KEY": "", "WANDB_MODE": "", "WANDB_ERROR_REPORTING": "false"}
+    sweep = ("sweep.name=weights", "sweep.job=rpn_box\\=2", "loss.weights.rpn_box=2", "loss/weighting=gradnorm")
+    shell("train", *TINY, *sweep, "logger=wandb", "logger.wandb.tags=[tiny]", logs=logs, **alone)
     run = only_run(logs)
-    (offline,) = run.folder.glob("wandb/offline-run-*")
+    shell("evaluate", f"run={run.folder}", logs=logs, **alone)
+
+    (offline,) = run.folder.glob("wandb/offline-run-*")  # as there is no key
     assert (offline / f"run-{run.folder.name}.wandb").is_file()
-    assert run.status["state"] == "done"
+    (trained,) = read_attempts(run.folder)
+    assert (trained.run.run_group, trained.run.job_type, trained.run.display_name) == ("weights", "train", "rpn_box=2")
+    assert list(trained.run.tags) == ["tiny"]
+    assert trained.config["loss"]["weights"]["rpn_box"] == 2
+    assert trained.config["loss"]["weighting"]["asymmetry"] == 1.5
+    with run.log.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = {name for row in rows for name, cell in row.items() if cell} - {"step"}
+    assert names <= {name for row in trained.history for name in row}
+    assert {"train/weight/rpn_box", "train/gradient_norm/rpn_box", "train/cosine/rpn_box/region_box"} <= names
+    best = json.loads(run.metrics_file.read_text())["best"]
+    assert trained.summary["val/ap50"]["max"] == pytest.approx(best)
+    assert any(name.startswith("val/pictures") for row in trained.history for name in row)
+
+    (evaluated,) = read_attempts(run.folder / "evaluation" / "val")
+    assert (evaluated.run.run_group, evaluated.run.job_type) == ("weights", "evaluate")
+    assert evaluated.config["evaluated"] == {"split": "val", "checkpoint": "best"}
+    written = json.loads((run.folder / "evaluation" / "val" / "metrics.json").read_text())
+    assert evaluated.summary["test/map"] == pytest.approx(written["map"])
 
 
 def test_ddp_on_two_processes_makes_one_run(tmp_path: Path) -> None:

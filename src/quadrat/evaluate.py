@@ -45,9 +45,27 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     folder = run.folder / "evaluation" / config.split
     run.write_json(folder / "metrics.json", {"checkpoint": str(checkpoint), "split": config.split, **results})
     run.write_json(folder / "detections.json", collector.entries)
+    _track(settings, config, run, {f"test/{name}": value for name, value in results.items()})
     print("\n" + "\n".join(f"  {name:<12} {value:.4f}" for name, value in results.items() if "/" not in name))
     print(f"\n{collector.table}\n\n  {checkpoint.name} on {config.split}; metrics and detections in {folder}\n")
     return results
+
+
+def _track(settings: DictConfig, config: DictConfig, run: Run, numbers: dict[str, float]) -> None:
+    """What is found of a run that was logged to W&B is logged beside it."""
+    if not settings.logger.get("wandb"):
+        return
+    from quadrat.callbacks.tracking import close
+
+    id = f"{run.folder.name}-evaluate-{config.split}"
+    name = f"{settings.logger.wandb.name or run.folder.name} on {config.split}"
+    folder = str(run.folder / "evaluation" / config.split)
+    own = {"folder": folder, "run_id": id, "name": name, "job_type": "evaluate"}
+    log = build(OmegaConf.merge(settings.logger.wandb, own))
+    evaluated: Any = OmegaConf.to_container(settings, resolve=True)
+    log.log_hyperparams(evaluated | {"evaluated": {"split": config.split, "checkpoint": config.checkpoint}})
+    log.log_metrics(numbers, step=0)
+    close("done", 0)
 
 
 def _change(data: DictConfig, wanted: DictConfig) -> None:

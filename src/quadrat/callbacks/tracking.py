@@ -55,9 +55,9 @@ _open: list[WandbLog] = []
 class WandbLog(Logger):
     """Log to the W&B run ``run_id``, new or continued, whose local files are in ``folder``/wandb.
 
-    ``offline`` None means offline when WANDB_MODE says so or there is no key. A key that the server refuses is a ValueError
-    when the run begins; a server that does not answer is not: the run is logged offline, and the command that sends it
-    later is printed. Only rank 0 imports wandb.
+    The summary has the largest value of ``monitor``. ``offline`` None means offline when WANDB_MODE says so or there is no key.
+    A key that the server refuses is a ValueError when the run begins; a server that does not answer is not: the run is logged
+    offline, and the command that sends it later is printed. Only rank 0 imports wandb.
     """
 
     def __init__(
@@ -70,11 +70,13 @@ class WandbLog(Logger):
         group: str | None = None,
         tags: Sequence[str] = (),
         job_type: str = "train",
+        monitor: str | None = None,
         offline: bool | None = None,
     ) -> None:
         super().__init__()
         self.folder, self.run_id, self.project = Path(folder), run_id, project
         self.labels = {"name": name or run_id, "group": group, "tags": list(tags), "job_type": job_type}
+        self.monitor = monitor
         self.mode = _mode(offline)
         self.config: dict[str, Any] = {}
         self.attempt = 0
@@ -195,6 +197,8 @@ class WandbLog(Logger):
         run.define_metric("attempt", hidden=True)
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        if self.monitor is not None:  # the summary then has the best beside the last: <monitor>.max
+            run.define_metric(self.monitor, step_metric="trainer/global_step", step_sync=True, summary="max,last")
         return run
 
     def _id(self) -> str:

@@ -79,6 +79,7 @@ def assert_model(model: Model, names: Iterable[str], samples: Sequence[Sample] =
             model.train(training)
             assert_losses(model, batch, names)
             assert_gradients(model, batch)
+            assert_shared(model, batch)
             assert_detections(model, batch, classes=classes)
             for what, missing in awkward(samples).items():
                 assert_losses(model, missing, names, what)
@@ -115,6 +116,21 @@ def assert_gradients(model: Model, batch: Batch) -> None:
         gradients = zip(model.named_parameters(), _gradients(model, missing), strict=True)
         unreached = [name for (name, p), gradient in gradients if p.requires_grad and gradient is None]
         assert unreached == [], what
+
+
+def assert_shared(model: Model, batch: Batch) -> None:
+    """Every term asks something of every part that the model says they share."""
+    parts = model.shared()
+    own = {id(module) for module in model.modules()}
+    assert parts
+    assert all(id(part) in own for part in parts)
+    for name, value in losses_of(model, batch).items():
+        for part in parts:
+            parameters = [parameter for parameter in part.parameters() if parameter.requires_grad]
+            if not parameters:  # a neck that only picks maps
+                continue
+            found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+            assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in found), (name, part)
 
 
 def _gradients(model: Model, batch: Batch) -> list[Tensor | None]:

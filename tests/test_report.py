@@ -1,4 +1,4 @@
-"""quadrat-report status: the table of a sweep, also while it runs, whatever its files look like."""
+"""quadrat-report: the table of a sweep, also while it runs, whatever its files look like; and the report of runs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from quadrat.report import main, overview, status
 from quadrat.runs import Run
 from quadrat.sweeps.ledger import Sweep
 from quadrat.sweeps.table import age, table
+from reported import make_run, make_sweep
 from toys import runs, toy
 
 
@@ -190,7 +191,17 @@ def test_command_is_light(logs: Path) -> None:
     assert done.returncode == 0
     assert "3 done" in done.stdout
     assert "quadrat.sweeps.table" in imported
-    assert not imported & {"torch", "hydra", "omegaconf", "lightning", "numpy", "submitit", "yaml"}
+    assert not imported & {
+        "torch",
+        "hydra",
+        "omegaconf",
+        "lightning",
+        "numpy",
+        "submitit",
+        "yaml",
+        "matplotlib",
+        "scipy",
+    }
 
 
 def test_command_unknown_sweep(tmp_path: Path) -> None:
@@ -207,3 +218,97 @@ def test_command_without_a_name_lists(
     monkeypatch.setattr(sys, "argv", ["quadrat-report", "status"])
     main()
     assert "mine  3 jobs: 3 done" in capsys.readouterr().out
+
+
+# --- what came of runs ---
+
+
+@pytest.fixture
+def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sweep called weights of two settings and two seeds, in logs/ of the working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("QUADRAT_LOGS", raising=False)
+    logs = tmp_path / "logs"
+    chosen = [(1.0, 0, 0.5), (1.0, 1, 0.6), (10.0, 0, 0.7), (10.0, 1, 0.9)]
+    last = {"val/map": 0.25}
+    folders = [
+        make_run(logs / f"r{i}", {"loss.weights.box": weight}, seed, best, last=last)
+        for i, (weight, seed, best) in enumerate(chosen)
+    ]
+    make_sweep(logs, "weights", folders, ["-m", "loss.weights.box=1,10", "seed=0,1"])
+    return logs
+
+
+def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["quadrat-report", *words])
+    main()
+    return capsys.readouterr().out
+
+
+def test_report_of_a_sweep(swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in swept.rglob("*") if path.is_file()}
+    out = told(monkeypatch, capsys, "runs=weights")
+    assert "Best: box=10, val/ap50 0.800 ± 0.141 (mean ± deviation of 2 seeds)." in out
+    assert "logs/sweeps/weights/report/index.html" in out
+    page = (swept / "sweeps" / "weights" / "report" / "index.html").read_text()
+    assert "quadrat-train -m loss.weights.box=1,10 seed=0,1" in page
+    assert {path: path.read_bytes() for path in before} == before
+    assert {path.parent.name for path in swept.rglob("*") if path.is_file() and path not in before} == {"report"}
+
+
+def test_report_of_a_glob(swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Best: box=10" in told(monkeypatch, capsys, "runs=logs/r[0-2]")
+    assert (swept / "reports" / "r-0-2" / "index.html").exists()
+
+
+def test_report_of_one_run_elsewhere(
+    swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = told(monkeypatch, capsys, "runs=logs/r3", "output=here", "metrics=val/map,val/ap50")
+    assert "val/map of all runs: 0.250 (one seed)." in out
+    assert Path("here/index.html").exists()
+
+
+def test_report_with_wandb_that_is_not_to_be_had(
+    swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = told(monkeypatch, capsys, "runs=weights", "--wandb")
+    assert "W&B     none: the runs were not logged to it; train with logger=wandb" in out
+    assert (swept / "sweeps" / "weights" / "report" / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["runs=wieghts"], r"error: runs=wieghts is no sweep .* did you mean runs=weights\?"),
+        (["runs=nothing/*"], r"error: runs=nothing/\* is no sweep"),
+        (["runs=weights", "metric=val/map"], r"error: there is no metric=val/map; did you mean metrics=\?"),
+        (["runs=weights", "metrics=val/mpa"], r"error: metrics=val/mpa: no finished run has it; there is val/map"),
+        (["weights"], r"error: there is no weights; as in quadrat-report runs=<sweep>"),
+        (["runs="], r"error: runs=<sweep or glob> is not given"),
+        ([], r"error: runs=<sweep or glob> is not given"),
+        (["status", "a", "b"], r"error: status is of one sweep or of all of them, got a b"),
+    ],
+)
+def test_report_asked_wrongly(words: list[str], error: str, swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["quadrat-report", *words])
+    with pytest.raises(SystemExit, match=error):
+        main()
+
+
+def test_report_into_a_place_that_is_no_folder(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("taken").touch()
+    monkeypatch.setattr(sys, "argv", ["quadrat-report", "runs=weights", "output=taken"])
+    with pytest.raises(SystemExit, match=r"error: .*taken"):
+        main()
+
+
+def test_help_teaches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["quadrat-report", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    out = capsys.readouterr().out
+    assert all(
+        word in out
+        for word in ("runs=rpn_lambda", "metrics=val/ap50,val/map", "output=", "--wandb", "status", "QUADRAT_LOGS")
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,14 +14,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobStatus
+from omegaconf import DictConfig, OmegaConf
 
 import toys
+from hydra_plugins.quadrat_sweepers import AxesSweeper, GridSweeper
+from quadrat.configs import compose, conf_dir, plain
 from quadrat.configs import launch as console
 from quadrat.jobs import run_job
+from quadrat.launchers.base import Draft
 from quadrat.runs import Run
+from quadrat.sweeps.designs import parts
+from quadrat.sweeps.drafts import name as sweep_name
 from quadrat.sweeps.ledger import Sweep, alive, standing
+from quadrat.sweeps.preflight import check, check_metrics
+from quadrat.sweeps.space import Space
 from toys import CONFIG, attempts, ledger, runs, states, toy, toy_name, until
 
 SEEDS = "seed=0,1,2"
@@ -58,7 +70,7 @@ def test_launch_enters_jobs_in_ledger(tmp_path: Path) -> None:
     (sweep,) = Sweep.all(tmp_path)
     for job in sweep.jobs().values():
         assert job.run.folder.name == f"toy-{job.id}"
-        assert job.run.config().sweep == {"name": sweep.name, "retry": None, "job": job.label}
+        assert job.run.config().sweep == {"name": sweep.name, "retry": None, "job": job.label, "trial": None}
         assert "trained" in job.log.read_text()
 
 
@@ -142,6 +154,8 @@ AGAIN: dict[str, tuple[Callable[[Run], object], list[str], int]] = {
     "preempted": (lambda run: run.set_status("preempted", reason="SIGTERM"), [], 2),
     "failed": (lambda run: run.set_status("failed", reason="nan"), [], 1),
     "failed, failed asked for": (lambda run: run.set_status("failed", reason="nan"), ["sweep.retry=failed"], 2),
+    "pruned by a search that is not this": (lambda run: run.set_status("pruned", reason="hopeless"), [], 2),
+    "pruned": (lambda run: run.set_status("pruned", reason="hopeless"), ["sweep.trial.number=3"], 1),
     "running here": (lambda run: beating(run, pid=os.getpid(), **HERE), [], 1),
     "running elsewhere": (lambda run: beating(run, pid=os.getpid(), host="other"), [], 1),
     "gone from here": (lambda run: beating(run, pid=2**22 + 1, **HERE), [], 2),
@@ -297,6 +311,39 @@ def test_name_other_command_other_name() -> None:
 
 def test_name_given() -> None:
     assert toy_name("seed=0,1", "sweep.name=box-weights") == "box-weights"
+
+
+FILE = "a sweep file of two parameters"
+SEARCH = "a sweep file of a search"
+FILE_NAMES = {
+    "nothing else": (FILE, [], [], "lam"),
+    "values of its own": (FILE, ["loss.weights.box=1,2", "seed=7"], [], "lam"),
+    "how it is run": (
+        FILE,
+        ["launcher=slurm", "sweep.retry=failed", "trace=true"],
+        ["hydra.sweeper.max_batch_size=2"],
+        "lam",
+    ),
+    "other setting": (FILE, ["epochs=3"], [], "lam-"),
+    "other design": (FILE, [], ["hydra/sweeper=axes"], "lam-"),
+    "search": (SEARCH, [], [], "lam"),
+    "more of a search": (SEARCH, [], ["hydra.sweeper.trials=99", "hydra.sweeper.batch=4"], "lam"),
+    "seeds of a search": (SEARCH, ["seed=7"], [], "lam-"),
+    "range of a search": (SEARCH, ["loss.weights.box=interval(1,2)"], [], "lam-"),
+    "pruned search": (SEARCH, [], ["hydra/sweeper/pruner=asha"], "lam-"),
+}
+
+
+@pytest.mark.parametrize(("file", "task", "steering", "name"), FILE_NAMES.values(), ids=FILE_NAMES)
+def test_name_of_a_sweep_file(file: str, task: list[str], steering: list[str], name: str, tmp_path: Path) -> None:
+    master = toys.compose([], tmp_path)
+    sweeper: dict[str, Any] = {"params": {"loss.weights.box": "1,10", "seed": "0,1"}}
+    if file == SEARCH:
+        sweeper["trials"] = 20
+    choices = {"runtime": {"choices": {"sweep": "lam"}}}
+    master.hydra = {"overrides": {"task": ["sweep=lam", *task], "hydra": steering}, "sweeper": sweeper, **choices}
+    pattern = f"{name}[0-9a-f]{{8}}" if name.endswith("-") else name
+    assert re.fullmatch(pattern, sweep_name(master))
 
 
 @pytest.mark.parametrize("given", ["a/b", "..", ".hidden", "with space"])
@@ -465,10 +512,9 @@ def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("QUADRAT_LOGS", str(tmp_path / "logs"))
     folder = tmp_path / "conf"
     (folder / "optimizer").mkdir(parents=True)
-    (folder / "optimizer" / "mine.yaml").write_text("_target_: torch.optim.SGD\nlr: 0.25\n")
-    pretend(
-        monkeypatch, f"Path({str(folder)!r}, 'optimizer', 'mine.yaml').write_text('_target_: torch.optim.SGD\\nlr: 9')"
-    )
+    text = "_target_: torch.optim.SGD\n_partial_: true\nlr: {}\n"
+    (folder / "optimizer" / "mine.yaml").write_text(text.format(0.25))
+    pretend(monkeypatch, f"Path({str(folder)!r}, 'optimizer', 'mine.yaml').write_text({text.format(9)!r})")
     return folder
 
 
@@ -523,6 +569,167 @@ def test_hydra_sweep_of_a_missing_value_is_refused_before_anything_starts(
     assert raised.value.code == 1
     assert "data.source.root is not set" in capfd.readouterr().err
     assert not runs(tmp_path)
+
+
+def test_hydra_sweep_file_needs_no_m(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The values that are said take the place of the file's, whose parameters all are in the labels, as more may be added."""
+    monkeypatch.setenv("QUADRAT_LOGS", str(tmp_path))
+    pretend(monkeypatch, "run.set_status('done', epochs=99, steps=8); sys.exit()")
+    lam = ("sweep=rpn_lambda", "loss.weights.rpn_box=1,10", "model.proposer.box_normaliser=samples")
+    shell(monkeypatch, *lam, "seed=0")
+    shell(monkeypatch, *lam, "seed=0,1")
+    labels = [f"rpn_box={weight} box_normaliser=samples seed={seed}" for weight in (1, 10) for seed in (0, 1)]
+    assert attempts(tmp_path) == dict.fromkeys(labels, 1)
+    assert [sweep.name for sweep in Sweep.all(tmp_path)] == ["rpn_lambda"]
+    assert "2 done, 2 to run" in capfd.readouterr().out
+
+
+def test_hydra_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUADRAT_LOGS", str(tmp_path))
+    shell(monkeypatch, "-m", "hydra/sweeper=axes", "loss.weights.rpn_box=4", "loss.weights.region_box=0.5,2", "seed=1")
+    weights = [run.config().loss.weights.region_box for run in runs(tmp_path).values()]
+    assert sorted(weights) == [0.5, 1, 2]
+    assert {run.config().loss.weights.rpn_box for run in runs(tmp_path).values()} == {4}
+
+
+def test_hydra_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("QUADRAT_LOGS", str(tmp_path))
+    command = ("sweep=rpn_search", "hydra/sweeper=random", "seed=0", "loss.weights.region_box=range(1,9)")
+    shell(monkeypatch, *command, "hydra.sweeper.trials=1")
+    shell(monkeypatch, *command, "hydra.sweeper.trials=2")
+    assert "2 trials: 2 complete" in capfd.readouterr().out
+    assert [trial.state.name for trial in toys.study(tmp_path).trials] == ["COMPLETE"] * 2
+    for trial in toys.study(tmp_path).trials:
+        box, region = trial.params["loss.weights.rpn_box"], trial.params["loss.weights.region_box"]
+        weights = runs(tmp_path)[f"rpn_box={box} region_box={region} seed=0"].config().loss.weights
+        assert (weights.rpn_box, weights.region_box) == (box, region)
+        assert 0.1 <= box <= 100
+        assert isinstance(region, int)
+
+
+REFUSED = {
+    "term that the model lacks": (
+        ["+loss.weights.mask=1,2"],
+        r"the job mask=1: .*unknown \['mask'\].*nothing was started",
+    ),
+    "misspelt weight": (
+        ["loss.weights.rpn_bax=1,2"],
+        r"no loss\.weights\.rpn_bax; did you mean loss\.weights\.rpn_box",
+    ),
+    "interval in a grid": (["loss.weights.rpn_box=interval(1,2)"], r"hydra/sweeper=grid needs .* tpe or nsga2 search"),
+    "grid of a search": (["sweep=rpn_search", "hydra/sweeper=grid"], "hydra/sweeper=grid has no .*trials"),
+}
+
+
+@pytest.mark.parametrize(("command", "says"), REFUSED.values(), ids=REFUSED)
+def test_hydra_refused_before_anything_starts(
+    command: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("QUADRAT_LOGS", str(tmp_path))
+    with pytest.raises(SystemExit) as raised:
+        shell(monkeypatch, "-m", *command)
+    assert raised.value.code == 1
+    said = capfd.readouterr().err
+    assert re.search(says, said), said
+    assert "Traceback" not in said
+    assert not runs(tmp_path)
+
+
+# --- what would be wrong with every job ---
+
+
+@pytest.fixture(scope="module")
+def composed() -> DictConfig:
+    """Its backbone asks for weights, which are not looked for."""
+    return compose("train", ["model/backbone=resnet18", "model.backbone.weights=/nowhere.pth"])
+
+
+def checked(config: DictConfig, *changes: str) -> None:
+    changed = copy.deepcopy(config)
+    OmegaConf.set_struct(changed, False)
+    changed.merge_with_dotlist(list(changes))
+    job = Sweep("anywhere").job("key", "label", [], "id", Run("run"))
+    check([Draft(job, changed)])
+
+
+FINE = {
+    "as it is": [],
+    "a term that is not trained": ["loss.weights.rpn_box=0"],
+    "a class that only the data knows": ["monitor=val/ap50/total_loss"],
+}
+
+
+@pytest.mark.parametrize("changes", FINE.values(), ids=FINE)
+def test_check_fine(changes: list[str], composed: DictConfig) -> None:
+    checked(composed, *changes)
+
+
+WRONG = {
+    "unknown term": (["loss.weights.mask=1"], r"unknown \['mask'\]"),
+    "negative weight": (["loss.weights.rpn_box=-1"], r"got loss\.weights\.rpn_box=-1"),
+    "no number": (["loss.weights.rpn_box=high"], "high"),
+    "no weight": (
+        [f"loss.weights.{name}=0" for name in ("rpn_box", "rpn_objectness", "region_box", "region_class")],
+        "all loss",
+    ),
+    "unknown part of a weighting": (["loss.weighting.wrong=1"], "wrong"),
+    "total": (["monitor=train/total"], "train/total cannot choose .* choose by a metric: val/map, val/ap50"),
+    "loss": (["monitor=val/loss/rpn_box"], "lowering the weights lowers it; choose by a metric: val/map"),
+    "no such metric": (["monitor=val/ap51"], "val/ap51 is no metric of this task; choose by a metric: val/map"),
+}
+
+
+@pytest.mark.parametrize(("changes", "says"), WRONG.values(), ids=WRONG)
+def test_check_names_the_job(changes: list[str], says: str, composed: DictConfig) -> None:
+    with pytest.raises(ValueError, match=f"the job label: .*{says}.*nothing was started"):
+        checked(composed, *changes)
+
+
+def test_check_toy_has_no_model_but_a_monitor(tmp_path: Path) -> None:
+    check(toys.drafted(tmp_path, "seed=0"))
+    with pytest.raises(ValueError, match=r"the job monitor=loss: loss cannot choose .* metric: val/map"):
+        check(toys.drafted(tmp_path, "seed=0", "monitor=loss"))
+
+
+# --- files of conf/sweep ---
+
+FILES = sorted(file.stem for file in (conf_dir() / "sweep").glob("*.yaml") if file.stem != "default")
+
+
+def sweeper_of(*overrides: str) -> dict[str, Any]:
+    """What Hydra makes of hydra/sweeper."""
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = hydra.compose("train", list(overrides), return_hydra_config=True)
+    assert config.hydra.mode.name == "MULTIRUN"
+    return plain(config.hydra.sweeper)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_sweep_file_is_what_it_says(file: str) -> None:
+    """As many jobs as its header says, of three seeds; a job of it has what is swept, and the metrics that it is chosen by."""
+    (said,) = re.findall(
+        rf"quadrat-train sweep={file} +(\d+) jobs", (conf_dir() / "sweep" / f"{file}.yaml").read_text()
+    )
+    sweeper = sweeper_of(f"sweep={file}")
+    overrides = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in sweeper["params"].items()])
+    if "trials" in sweeper:
+        space = Space.of(overrides)
+        jobs, last = len(space.seeds) * sweeper["trials"], space.overrides(space.example())
+    else:
+        design = {"GridSweeper": GridSweeper, "AxesSweeper": AxesSweeper}[sweeper["_target_"].rpartition(".")[2]]
+        (sets,) = design.split_arguments(overrides, None)
+        jobs, last = len(sets), sets[-1]
+    assert jobs == int(said)
+    assert parts(overrides).seeds == [["seed=0"], ["seed=1"], ["seed=2"]]
+    check_metrics(sweeper.get("objectives") or ["val/map"], compose("train", [f"sweep={file}", *last]))
+
+
+def test_sweep_weighter_has_every_weighting() -> None:
+    swept = re.split(r",\s*", sweeper_of("sweep=weighter")["params"]["loss/weighting"])
+    there = [file.stem for file in (conf_dir() / "loss" / "weighting").glob("*.yaml")]
+    assert sorted([*swept, "simplex", "scheduled"]) == sorted(there)
 
 
 # --- for real ---

@@ -1,13 +1,14 @@
 """Sweeps in milliseconds: a config of a few lines, and a worker that only pretends to train.
 
 The worker runs the Python code in PRETEND, which may do to itself what happens to jobs, and is then done. As a program
-(`python toys.py <logs> <override> ...`) this file is a sweep in a process of its own.
+(`python toys.py <logs> <override> ...`) this file is a sweep in a process of its own, and a search with `trials=`.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import signal
 import sys
@@ -16,20 +17,27 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from quadrat.configs import friendly, register_resolvers
 from quadrat.launchers import local_gpus, process
 from quadrat.launchers.base import Draft
 from quadrat.runs import Run
+from quadrat.sweeps import search as sweeps_search
 from quadrat.sweeps.drafts import name
 from quadrat.sweeps.launch import Outcome, launch
 from quadrat.sweeps.ledger import Sweep
+from quadrat.sweeps.search import Rules, search
 
 CONFIG = """
 name: toy
 seed: 0
+monitor: val/map
 trace: false
 resume: {mode: auto}
 loss: {weights: {rpn_box: 1.0, box: 1.0}}
@@ -39,12 +47,12 @@ trainer: {max_epochs: 2, max_steps: -1, devices: 1, accelerator: cpu}
 callbacks: {}
 logger: {path: "${paths.run}/metrics.csv"}
 paths: {logs: logs, run: "${paths.logs}/${run_folder:}", data: data}
-sweep: {name: null, retry: null, job: null}
+sweep: {name: null, retry: null, job: null, trial: null}
 launcher: {_target_: quadrat.launchers.local.Local}
 hydra: {overrides: {task: []}}
 """
 
-WORKER = """
+WORKER = r"""
 import os, re, signal, sys, time
 from pathlib import Path
 from quadrat import signals
@@ -54,8 +62,12 @@ run = Run(sys.argv[1])
 label = re.search("^  job: '?(.*?)'?$", run.config_file.read_text(), re.M)[1]
 with open(run.folder / "attempts", "a") as file:
     print(os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), file=file)
+text = run.config_file.read_text()
+weight = {name: float(number) for name, number in re.findall(r"^    (\w+): ([\d.e-]+)$", text, re.M)}
+best, at_best = 0.5, {}
 exec(os.environ.get("PRETEND", ""))
-run.write_json(run.metrics_file, {"best": 0.5})
+monitor = re.search(r"^monitor: (.*)$", text, re.M)[1]
+run.write_json(run.metrics_file, {"monitor": monitor, "best": best, "at_best": at_best})
 run.set_status("done", epochs=2, steps=8)
 print("trained", label)
 """
@@ -68,6 +80,7 @@ def pretending(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(process, "WORKER", PRETENDER)
     patch.setattr(process, "POLL", 0.01)
     patch.setattr(local_gpus, "POLL", 0.01)
+    patch.setattr(sweeps_search, "POLL", 0.01)
 
 
 UNTIL_STOPPED = """
@@ -110,6 +123,44 @@ def toy(logs: Path, *overrides: str, text: str = CONFIG, **launcher: Any) -> lis
     if launcher:
         master.launcher = launcher
     return launch(master, lambda chosen: compose(chosen, logs, text), sets(*overrides))
+
+
+TPE = {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 3}
+
+
+def toy_search(
+    logs: Path, *overrides: str, trials: int, text: str = CONFIG, launcher: str = "", **rules: Any
+) -> optuna.Study:
+    """Search, by TPE unless another sampler is given; what comes out is the study as it lies in the journal."""
+    master = compose(steering(overrides), logs, text)
+    if launcher:
+        master.launcher = {"_target_": launcher}
+    master.hydra = {"overrides": {"task": list(overrides), "hydra": []}, "sweeper": {"trials": trials}}
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+
+    def composed(chosen: Sequence[str]) -> DictConfig:
+        return compose(chosen, logs, text)
+
+    rules = {"sampler": TPE, "trials": trials, **rules}
+    search(master, Rules(**rules), parsed, composed, lambda sets: launch(master, composed, sets))
+    return study(logs)
+
+
+def study(logs: Path) -> optuna.Study:
+    (file,) = logs.glob("sweeps/*/study.journal")
+    return optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(file))))
+
+
+class Cluster:
+    """A launcher that hands its jobs over and returns, as SLURM's does; they run in processes of this machine."""
+
+    def check(self, drafts: Sequence[Draft]) -> None:
+        """Every job can run here."""
+
+    def run(self, sweep: Sweep, drafts: Sequence[Draft]) -> None:
+        worker = process.WORKER
+        started = {one.job.key: os.spawnv(os.P_NOWAIT, worker[0], [*worker, one.job.run.folder]) for one in drafts}
+        sweep.submitted("local", {key: str(pid) for key, pid in started.items()})
 
 
 def drafted(logs: Path, *overrides: str) -> list[Draft]:
@@ -166,6 +217,12 @@ if __name__ == "__main__":
     pretending(pytest.MonkeyPatch())
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs without it
     where, *asked = sys.argv[1:]
+    rules = {
+        key: int(value) for key, value in (one.split("=") for one in asked if one.startswith(("trials=", "batch=")))
+    }
     with friendly(compose([], Path(where))):
-        for outcome in toy(Path(where), *asked):
-            print(outcome.return_value)
+        if rules:
+            toy_search(Path(where), *(one for one in asked if one.partition("=")[0] not in rules), **rules)
+        else:
+            for outcome in toy(Path(where), *asked):
+                print(outcome.return_value)

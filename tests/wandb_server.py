@@ -47,6 +47,8 @@ class WandbServer:
     def __init__(self, *, known_key: bool = True) -> None:
         self.known_key = known_key
         self.runs: dict[str, Kept] = {}
+        self.reports: list[dict[str, Any]] = []
+        self.projects = ["quadrat"]
         self.asked: list[str] = []
         self.streaming = threading.Event()
         self._changing = threading.Lock()
@@ -86,6 +88,10 @@ class WandbServer:
                 "CreateRunFiles": self._run_files,
                 "ServerFeaturesQuery": lambda _: {"serverInfo": {"features": []}},
                 "RunStoppedStatus": lambda _: {"project": {"run": {"stopped": False}}},
+                "ProjectInternalId": self._project,
+                "GetProjects": self._all_projects,
+                "GetDefaultEntity": self._viewer,
+                "upsertView": self._report,
             }
             return answers[name](given) if name in answers else {}
 
@@ -158,6 +164,33 @@ class WandbServer:
                 "wandbConfig": json.dumps({"t": {}}),
             }
         return {"model": {"id": "p1", "name": "", "entity": {"id": "e1", "name": "someone"}, "bucket": bucket}}
+
+    def _project(self, given: dict[str, Any]) -> dict[str, Any]:
+        known = given["projectName"] in self.projects
+        return {"project": {"id": "p1", "internalId": "1"} if known else None}
+
+    def _all_projects(self, given: dict[str, Any]) -> dict[str, Any]:
+        nodes = [
+            {
+                "id": name,
+                "name": name,
+                "entityName": given["entity"],
+                "createdAt": "2026-01-01T00:00:00",
+                "isBenchmark": False,
+                "user": None,
+            }
+            for name in self.projects
+        ]
+        page = {"endCursor": None, "hasNextPage": False}
+        return {"models": {"edges": [{"node": node, "cursor": ""} for node in nodes], "pageInfo": page}}
+
+    def _report(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Keep a report as it was sent, its spec parsed."""
+        self.reports.append({**given, "spec": json.loads(given["spec"])})
+        project = {"id": "p1", "name": given["projectName"], "entityName": given["entityName"]}
+        kept = {name: given[name] for name in ("name", "displayName", "description", "type", "spec")}
+        view = {**kept, "id": "VmlldzoxMjM=", "project": project, "updatedAt": "2026-01-01T00:00:00"}
+        return {"upsertView": {"view": view, "inserted": True}}
 
     def _run_files(self, given: dict[str, Any]) -> dict[str, Any]:
         files = [{"name": name, "uploadUrl": f"{self.url}/put/{name}"} for name in given.get("files", [])]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -34,10 +32,3 @@ class QuadratLauncher(Launcher):
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
         return self.context.config_loader.load_sweep_config(self.config, list(overrides))
-
-
-class GridSweeper(BasicSweeper):
-    """Hydra's own, without its trial composition of every job: the launcher composes all before it starts one."""
-
-    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> Any:
-        """Nothing to do."""

@@ -20,6 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from quadrat.data.module import DataModule
+    from quadrat.models.base import Model
+    from quadrat.structures import Schema
     from quadrat.tasks.base import Task
 
 NOT_IDENTITY = ("name", "epochs", "trace", "paths", "logger", "hydra", "launcher", "resources", "sweep", "replay")
@@ -58,7 +60,7 @@ def run_id(config: DictConfig) -> str:
     elsewhere = copy.deepcopy(config)
     for name in elsewhere.paths:  # the same data and weights in another place, the same run
         elsewhere.paths[name] = name
-    parts = {str(key): _plain(elsewhere[key]) for key in elsewhere if str(key) not in NOT_IDENTITY}
+    parts = {str(key): plain(elsewhere[key]) for key in elsewhere if str(key) not in NOT_IDENTITY}
     for part, names in NOT_IDENTITY_WITHIN.items():
         parts[part] = {key: value for key, value in (parts.get(part) or {}).items() if key not in names}
     if parts.get("resume", {}).get("mode") in ("auto", "never"):
@@ -67,7 +69,8 @@ def run_id(config: DictConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A part of a config as lists, dicts and numbers, every interpolation replaced."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
@@ -103,13 +106,17 @@ def build(config: Any, **more: Any) -> Any:
 
 def build_task(config: DictConfig, data: DataModule) -> Task:
     """Model, weighting, metric, optimiser and schedule of a config, for the classes of its data."""
-    model = build(config.model, num_classes=len(data.schema.classes))
+    return assemble_task(config, build(config.model, num_classes=len(data.schema.classes)), data.schema)
+
+
+def assemble_task(config: DictConfig, model: Model, schema: Schema) -> Task:
+    """The like around a model that there is already."""
     weighting = build(config.loss.weighting, weights=dict(config.loss.weights))
     return build(
         config.task,
         model=model,
         weighting=weighting,
-        schema=data.schema,
+        schema=schema,
         optimizer=build(config.optimizer),
         schedule=build(config.schedule),
         seed=config.seed,

@@ -18,7 +18,7 @@ from quadrat.configs import build, build_task, friendly, message, quiet, setting
 from quadrat.runs import InUse, Run, here, load_weights, read_checkpoint, same_classes
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import Callback, Trainer
 
     from quadrat.data.module import DataModule
     from quadrat.tasks.base import Task
@@ -160,7 +160,7 @@ def _end(run: Run, state: str, code: int, **more: Any) -> None:
             print(f"cannot write {run.status_file} ({error.strerror})", file=sys.stderr)
     tracking = sys.modules.get("quadrat.callbacks.tracking")
     if tracking is not None:
-        tracking.close(state, code)
+        tracking.close(state if code else "done", code)  # to W&B, a pruned run is a finished one
 
 
 def _seeded_task(config: DictConfig, data: DataModule) -> Task:
@@ -187,8 +187,17 @@ def _fit(config: DictConfig, run: Run, data: DataModule, task: Task, progress: d
     if not trainer.is_global_zero:
         return None
     _write_results(run, trainer, config)
-    _end(run, "done", 0, epochs=trainer.current_epoch, steps=trainer.global_step, best=_best(run))
+    state, why = _ending(trainer)
+    _end(run, state, 0, epochs=trainer.current_epoch, steps=trainer.global_step, best=_best(run), **why)
     return report(run)
+
+
+def _ending(trainer: Trainer) -> tuple[str, dict[str, str]]:
+    """Done, or pruned and why."""
+    from quadrat.callbacks.prune import Prune
+
+    reasons = [one.reason for one in trainer.callbacks if isinstance(one, Prune) and one.reason]  # pyright: ignore
+    return ("pruned", {"reason": reasons[0]}) if reasons else ("done", {})
 
 
 @contextmanager
@@ -248,6 +257,8 @@ def _trainer(config: DictConfig, run: Run, progress: dict[str, Any], start: resu
     callbacks.append(NanGuard(run.folder, config.trainer.on_nan))
     callbacks.append(SameConfig(settings(config) | {"the start": start.why}))
     callbacks.append(LambdaCallback(on_train_batch_end=lambda trainer, *_: progress.update(_standing(trainer))))
+    if config.sweep.get("trial"):
+        callbacks.append(_prune(config))
     settled: Any = OmegaConf.to_container(config.trainer, resolve=True)
     trainer = build(
         {name: value for name, value in settled.items() if name != "on_nan"},  # what happens at a NaN is ours
@@ -258,6 +269,13 @@ def _trainer(config: DictConfig, run: Run, progress: dict[str, Any], start: resu
     )
     _leave_signals_to_us(trainer)
     return trainer
+
+
+def _prune(config: DictConfig) -> Callback:
+    from quadrat.callbacks.prune import Prune
+
+    journal = Path(config.paths.logs) / "sweeps" / config.sweep.name / "study.journal"
+    return Prune(journal, config.sweep.trial.number, build(config.sweep.trial.pruner), config.monitor)
 
 
 def _standing(trainer: Trainer) -> dict[str, Any]:
@@ -275,7 +293,9 @@ def _write_results(run: Run, trainer: Trainer, config: DictConfig) -> None:
     from quadrat.callbacks.checkpoints import BestCheckpoint
 
     best = next((one for one in trainer.callbacks if isinstance(one, BestCheckpoint)), None)  # pyright: ignore
-    results = {"best": best.best, "last": best.values} if best else {"best": None, "last": {}}
+    results = {"best": None, "at_best": {}, "last": {}}
+    if best:
+        results = {"best": best.best, "at_best": best.at_best, "last": best.values}
     run.write_json(run.metrics_file, {"monitor": config.monitor, "epochs": trainer.current_epoch, **results})
 
 

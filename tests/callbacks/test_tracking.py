@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from lightning.pytorch.utilities import rank_zero_only
 
+from quadrat import wandb_service
 from quadrat.callbacks import tracking
 from quadrat.callbacks.tracking import WandbLog
 from wandb_files import read_attempts
@@ -57,7 +58,7 @@ def with_server(server: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def service() -> subprocess.Popen[bytes]:
-    process = tracking._service_process()
+    process = wandb_service.service_process()
     assert process is not None
     return process
 
@@ -282,7 +283,7 @@ def test_service_lost_again_and_again_does_not_stop_training(folder: Path, capsy
 
 def test_hanging_service_does_not_hold_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "FINISH_SECONDS", 0.5)
-    monkeypatch.setattr(tracking, "SERVICE_SECONDS", 0.5)
+    monkeypatch.setattr(wandb_service, "SECONDS", 0.5)
     log(folder).log_metrics({"loss": 1}, step=0)
     hanging = service()
     hanging.send_signal(signal.SIGSTOP)

@@ -148,12 +148,16 @@ def _validation_to_come(fit_loop: dict[str, Any]) -> None:
 
 
 class BestCheckpoint(Checkpoint):
-    """Keep the checkpoint of the best value of ``monitor`` (the larger, the better), and remember the validation's numbers."""
+    """Keep the checkpoint of the best value of ``monitor`` (the larger, the better).
+
+    The numbers of that validation are remembered in ``at_best``, those of the latest in ``values``.
+    """
 
     def __init__(self, path: str | Path, monitor: str) -> None:
         self.path, self.monitor = Path(path), monitor
         self.best: float | None = None
         self.values: dict[str, float] = {}
+        self.at_best: dict[str, float] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.values = {
@@ -163,13 +167,13 @@ class BestCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         value = self.values.get(self.monitor)
         if value is not None and (self.best is None or value > self.best):
-            self.best = value
+            self.best, self.at_best = value, self.values
             trainer.save_checkpoint(self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "values": self.values}
+        return {"best": self.best, "values": self.values, "at_best": self.at_best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.values = state_dict["values"]
         if self.path.exists():  # a branch of another run, or a lost file, begins its own record
-            self.best = state_dict["best"]
+            self.best, self.at_best = state_dict["best"], state_dict.get("at_best", {})

@@ -12,33 +12,27 @@ does not help, as it unblocks them itself. So a service that is lost is replaced
 
 from __future__ import annotations
 
-import netrc
 import os
 import re
 import shlex
 import shutil
-import subprocess
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from quadrat import wandb_service
 
 INIT_SECONDS = 20.0
 """How long to wait for the server at the start; asking who the key belongs to comes before it and takes up to 10 s."""
 
 FINISH_SECONDS = 30.0
 """How long to wait at the end until the server has everything."""
-
-SERVICE_SECONDS = 10.0
-"""How much longer to wait for the service itself, should it no longer answer."""
 
 UNWRITTEN_SECONDS = 30.0
 """How long a row may be with the service alone, which writes its file about every 15 s."""
@@ -128,7 +122,9 @@ class WandbLog(Logger):
         """End the W&B run as `close` says."""
         while self._run is not None:
             try:
-                _within(FINISH_SECONDS + SERVICE_SECONDS, lambda: _finish(self._run, state, exit_code))
+                wandb_service.within(
+                    FINISH_SECONDS + wandb_service.SECONDS, lambda: _finish(self._run, state, exit_code)
+                )
             except TimeoutError:
                 print(f"W&B does not have everything yet; the rest is kept here: {self._sync_command()}")
             except Exception as error:
@@ -137,7 +133,7 @@ class WandbLog(Logger):
             else:
                 if self.mode == "offline":
                     print(f"W&B was offline; to send this run: {self._sync_command()}")
-            _end_service()
+            wandb_service.end_service()
             self._run = None
 
     def _tell(self, what: Callable[[Any], Any]) -> None:
@@ -161,7 +157,7 @@ class WandbLog(Logger):
         try:
             self._run = self._init()
         except Exception as error:
-            _end_service()
+            wandb_service.end_service()
             if self._services_lost == 0:
                 _raise_if_refused(error)
             if self.mode == "offline":
@@ -209,7 +205,7 @@ class WandbLog(Logger):
     def _begin_again(self, error: Exception) -> None:
         """Begin with a new service where the old one was lost, and say the last rows again."""
         self._services_lost += 1
-        _end_service()
+        wandb_service.end_service()
         self._run = None
         if self._services_lost == SERVICES:
             self._do_without(error)
@@ -251,49 +247,6 @@ def _finish(run: Any, state: str, exit_code: int) -> None:
     run.finish(exit_code=0 if state == "done" else exit_code or 1)
 
 
-def _end_service() -> None:
-    """So that the next run of this process begins with settings of its own, and the process does not wait at its end."""
-    import wandb
-
-    if wandb.run is not None:  # a run of somebody else, in a notebook
-        return
-    process = _service_process()
-    with suppress(Exception, SystemExit):
-        _within(SERVICE_SECONDS, wandb.teardown)
-    if process is not None:
-        process.kill()  # ended already, unless it hangs
-        process.wait()
-
-
-def _service_process() -> subprocess.Popen[bytes] | None:
-    """The `wandb-core` that this process has started, which is no part of wandb's interface."""
-    from wandb.sdk import wandb_setup
-
-    try:
-        return wandb_setup.singleton()._connection._proc._process  # pyright: ignore[reportOptionalMemberAccess]
-    except AttributeError:
-        return None
-
-
-def _within(seconds: float, work: Callable[[], None]) -> None:
-    """Do it in a thread of its own; TimeoutError after ``seconds``."""
-    failed: list[BaseException] = []
-
-    def attempt() -> None:
-        try:
-            work()
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise TimeoutError(f"W&B's service did not answer within {seconds:.0f} s")
-    if failed:
-        raise failed[0]
-
-
 def _raise_if_refused(error: Exception) -> None:
     from wandb.errors import AuthenticationError, UsageError
 
@@ -306,16 +259,5 @@ def _raise_if_refused(error: Exception) -> None:
 
 def _mode(offline: bool | None) -> str:
     if offline is None:
-        return os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+        return os.environ.get("WANDB_MODE") or ("online" if wandb_service.has_key() else "offline")
     return "offline" if offline else "online"
-
-
-def _has_key() -> bool:
-    """Is there an API key in the environment, or in the netrc file where `wandb login` puts it?"""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

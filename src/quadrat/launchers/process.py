@@ -67,7 +67,7 @@ class Attempt:
     def settle(self) -> str:
         """The state of the run after the end of the process, which is written here where the process could not do so."""
         state = standing(self.job)["state"]
-        if state in ("done", "failed", "preempted", "running"):  # running: somebody else holds the folder
+        if state in ("done", "pruned", "failed", "preempted", "running"):  # running: somebody else holds the folder
             return state
         if signals.received():  # whatever ended it in haste, it goes on when the sweep does
             return state

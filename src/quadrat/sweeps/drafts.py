@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -22,6 +22,9 @@ Compose = Callable[[Sequence[str]], DictConfig]
 STEERING = ("launcher", "sweep", "hydra", "trace")
 """What is said of these changes how a sweep is run, not what it is."""
 
+GROWING = tuple(f"hydra.sweeper.{key}" for key in ("trials", "batch", "failures", "max_batch_size"))
+"""What may be said of a design when its sweep is launched again."""
+
 LONG = 40
 """Characters of a label that nobody would read."""
 
@@ -32,15 +35,38 @@ BAR = 2.0
 
 
 def name(master: DictConfig) -> str:
-    """`sweep.name`, or one that the same command gives again; ValueError for what cannot name a folder."""
+    """`sweep.name`, or one that the same command gives again; ValueError for what cannot name a folder.
+
+    A sweep file gives its own name, with a hash of what else is said: other jobs are another sweep. That some values of
+    its own parameters are said does not count, since a ledger grows, but for a search, whose values depend on all others.
+    """
     given = master.sweep.name
     if given is None:
-        params = OmegaConf.select(master, "hydra.sweeper.params") or {}
-        said = [*_settings(master.hydra.overrides.task), *(f"{key}={value}" for key, value in params.items())]
-        return f"{_plain(master.name or 'sweep')}-{_hash(said)}"
+        return _name_of_file(master) or f"{_plain(master.name or 'sweep')}-{_hash(_said(master, _params(master)))}"
     if _plain(str(given)) != str(given):
         raise ValueError(f"sweep.name={given} cannot name a folder; use letters, digits and any of . _ = + -")
     return str(given)
+
+
+def _name_of_file(master: DictConfig) -> str | None:
+    chosen = OmegaConf.select(master, "hydra.runtime.choices.sweep")
+    if chosen in (None, "default"):
+        return None
+    own = set() if "trials" in master.hydra.sweeper else set(map(_key, _params(master)))
+    said = [override for override in _said(master, {}) if _key(override) not in own]
+    return f"{_plain(chosen)}-{_hash(said)}" if said else _plain(chosen)
+
+
+def _said(master: DictConfig, params: Mapping[str, Any]) -> list[str]:
+    """What a command says of its jobs, and of how they are chosen."""
+    steering = OmegaConf.select(master, "hydra.overrides.hydra") or []
+    design = [one for one in steering if one.startswith("hydra/sweeper") or one.startswith("hydra.sweeper.")]
+    chosen = [one for one in design if _key(one) not in GROWING]
+    return [*_settings(master.hydra.overrides.task), *chosen, *(f"{key}={value}" for key, value in params.items())]
+
+
+def _params(master: DictConfig) -> Mapping[str, Any]:
+    return OmegaConf.select(master, "hydra.sweeper.params") or {}
 
 
 def _plain(text: str) -> str:
@@ -61,8 +87,9 @@ def _key(override: str) -> str:
 
 
 def _changed(sets: Sequence[Sequence[str]], master: DictConfig) -> list[str]:
-    """The keys that tell jobs apart: those that no job has just as the command line says it."""
-    said = set(master.hydra.overrides.task)
+    """The keys that tell jobs apart: those of a sweep file, and those that no job has just as the command line says it."""
+    own = set(map(_key, _params(master)))
+    said = {override for override in master.hydra.overrides.task if _key(override) not in own}
     keys = [_key(override) for overrides in sets for override in _settings(overrides) if override not in said]
     return list(dict.fromkeys(keys))
 
@@ -146,13 +173,17 @@ def _refuse_drift(sweep: Sweep, known: dict[str, Job], drafts: Sequence[Draft]) 
 
 
 def _differences(frozen: DictConfig, now: DictConfig) -> Iterator[str]:
-    before, after = _identity(frozen), _identity(now)
+    yield from differences(identity(frozen), identity(now), "when frozen")
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], then: str) -> Iterator[str]:
+    """One line for each setting that is not what it was ``then``."""
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
-            yield f"{key}: {before.get(key, 'absent')} when frozen, {after.get(key, 'absent')} now"
+            yield f"{key}: {before.get(key, 'absent')} {then}, {after.get(key, 'absent')} now"
 
 
-def _identity(config: DictConfig) -> dict[str, Any]:
+def identity(config: DictConfig) -> dict[str, Any]:
     """The settings that make the run's id, by their dotted names, with places as in ``run_id``."""
     left_out = (*NOT_IDENTITY, *(f"{part}.{key}" for part, keys in NOT_IDENTITY_WITHIN.items() for key in keys))
     places = sorted(((str(place), key) for key, place in config.paths.items() if place), reverse=True)

@@ -18,6 +18,7 @@ from quadrat.configs import build
 from quadrat.jobs import long_enough
 from quadrat.launchers.base import Draft, Launcher
 from quadrat.launchers.slurm import waiting
+from quadrat.sweeps import preflight
 from quadrat.sweeps.drafts import BAR, Compose, drafts, name
 from quadrat.sweeps.ledger import Job, Sweep, standing
 from quadrat.sweeps.table import best, counts, table
@@ -46,6 +47,7 @@ def launch(master: DictConfig, compose: Compose, sets: Sequence[Sequence[str]]) 
         single = list({draft.job.id: draft for draft in asked}.values())
         verdicts = _verdicts(sweep, single, master.sweep.retry)
         todo = [_fresh(sweep, draft) for draft in single if verdicts[draft.job.id] == "to run"]
+        preflight.check(todo)
         launcher.check(todo)
         sweep.enter([draft.job for draft in single], [draft.job for draft in todo], _provenance(master))
         _freeze(todo)
@@ -66,12 +68,12 @@ def _provenance(master: DictConfig) -> dict[str, Any]:
 
 
 def _verdicts(sweep: Sweep, drafts: Sequence[Draft], retry: str | None) -> dict[str, str]:
-    """By the ids of jobs: done, under way (at work or in a queue), failed, or to run."""
+    """By the ids of jobs: done, pruned, under way (at work or in a queue), failed, or to run."""
     if retry not in (None, "failed"):
         raise ValueError(f"sweep.retry={retry}: failed runs the failed jobs again, null leaves them")
     queued = waiting(draft.job for draft in drafts)
     verdicts = {draft.job.id: _verdict(draft, queued, retry) for draft in drafts}
-    said = counts(Counter(verdicts.values()), ("done", "under way", "failed", "to run"))
+    said = counts(Counter(verdicts.values()), ("done", "pruned", "under way", "failed", "to run"))
     print(f"sweep {sweep.name}: {said}  ({sweep.folder})", flush=True)
     return verdicts
 
@@ -89,6 +91,8 @@ def _verdict(draft: Draft, queued: set[str], retry: str | None) -> str:
         return "done"
     if status["state"] == "running" or draft.job.key in queued:
         return "under way"
+    if status["state"] == "pruned" and draft.config.sweep.get("trial"):
+        return "pruned"  # only a search leaves it at that: whoever asks for the run itself gets the whole
     return "failed" if status["state"] == "failed" and retry != "failed" else "to run"
 
 
@@ -122,7 +126,7 @@ def _outcomes(
     states = {job.id: standing(job)["state"] for job in jobs}
     if set(states.values()) - {"queued"}:
         print(f"\n{table(jobs)}\n", flush=True)
-    fine = ("done", "queued", "running")
+    fine = ("done", "pruned", "queued", "running")
     bad = {id: state for id, state in states.items() if state not in fine and id not in under_way}
     failure = SystemExit(_failure(sweep, len(jobs), list(bad.values())))
     return [

@@ -19,7 +19,7 @@ from typing import Any
 
 from quadrat.runs import Run, write
 
-STATES = ("new", "queued", "running", "preempted", "failed", "done")
+STATES = ("new", "queued", "running", "preempted", "failed", "pruned", "done")
 """What a run's own status may say."""
 
 
@@ -129,10 +129,10 @@ class Sweep:
     # --- one launch at a time ---
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the sweep for this launch; ValueError names the process that holds it."""
+    def locked(self, by: Path | None = None) -> Iterator[None]:
+        """Hold the sweep for one launch, or ``by`` a lock of its own for many; ValueError names the process that holds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.lock_file, "a+") as file:
+        with open(by or self.lock_file, "a+") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):

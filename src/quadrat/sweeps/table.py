@@ -12,7 +12,7 @@ from typing import Any
 from quadrat.sweeps.ledger import Job, standing
 
 HEAD = ["job", "state", "epoch", "step", "best", "seen", "run folder"]
-ORDER = ("done", "running", "queued", "preempted", "failed", "lost", "new", "unreadable")
+ORDER = ("done", "pruned", "running", "queued", "preempted", "failed", "lost", "new", "unreadable")
 
 
 def table(jobs: Iterable[Job], gone: Iterable[str] = ()) -> str:
@@ -57,7 +57,7 @@ def _row(job: Job, status: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, A
 
 
 def _cells(job: Job, status: dict[str, Any]) -> tuple[str, ...]:
-    value, done = status.get("best", best(job)), status["state"] == "done"
+    value, done = status.get("best", best(job)), status["state"] in ("done", "pruned")
     seen = status.get("heartbeat") if status["state"] in ("running", "lost") else None
     return (
         status["state"],

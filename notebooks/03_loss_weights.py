@@ -154,5 +154,5 @@ plt.show()
 # ```bash
 # quadrat-train sweep=rpn_lambda experiment=shapes_small     # 0.1, 1, 10, 100 for one weight, two normalisers, three seeds
 # quadrat-train sweep=weighter experiment=shapes_small       # every weighting of this project
-# quadrat-report runs=rpn_lambda                             # mean and deviation, what is within noise, curves, pictures
+# quadrat-report runs=<the name that the sweep prints>       # mean and deviation, what is within noise, curves, pictures
 # ```

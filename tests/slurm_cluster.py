@@ -146,7 +146,7 @@ def started(folder: Path, nodes: int) -> Iterator[Cluster]:
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     missing = [name for name in ("slurmctld", "slurmd", "sbatch", "munged") if not shutil.which(name, path=path)]
     if missing:
-        raise Absent(f"{', '.join(missing)} not found; tests/cluster/install.sh installs them where it can")
+        raise Absent(f"{', '.join(missing)} not found; tests/install.sh installs them where it can")
     command = ["bash", "-c", KEEPER, str(SCRIPTS), str(folder), str(nodes)]
     pipe = subprocess.PIPE
     with (

@@ -52,7 +52,7 @@ addEventListener("load", () => {
 """What a reader would do and see, told in the page itself."""
 
 
-@pytest.mark.skipif(BROWSER is None, reason="there is no chromium; tests/browser/install.sh installs one")
+@pytest.mark.skipif(BROWSER is None, reason="there is no chromium; tests/install.sh installs one")
 def test_page_in_a_browser(tmp_path: Path) -> None:
     """Every picture is shown, a click on a head sorts, nothing goes wrong and nothing is asked for."""
     for i, (weight, seed) in enumerate([(w, seed) for w in (2.0, 10.0, 0.5) for seed in (0, 1)]):

@@ -38,7 +38,11 @@ class Uncertainty(Weighting):
 
     def begin_step(self, moment: Moment) -> None:
         super().begin_step(moment)
-        _keep_within(self.s, self.bound)
+        if (
+            self.bound is not None
+        ):  # brought back: a clamp in the formula would leave s without a gradient beyond the bound
+            with torch.no_grad():
+                self.s.clamp_(-self.bound, self.bound)
 
     def combine(self, terms: Tensor) -> Tensor:
         return (self.scale * (-self.s).exp() * terms + 0.5 * self.s).sum()
@@ -47,26 +51,12 @@ class Uncertainty(Weighting):
 class RevisedUncertainty(Weighting):
     """Liebel and Koerner (2018): exp(-s) L / 2 + log(1 + exp(s)), whose second part is never negative; s = log sigma^2."""
 
-    def __init__(
-        self, weights: Mapping[str, float], *, start: float = 0.0, bound: float | None = None, rate: float = 10.0
-    ) -> None:
+    def __init__(self, weights: Mapping[str, float], *, start: float = 0.0, rate: float = 10.0) -> None:
         super().__init__(weights, rate=rate)
         self.s = nn.Parameter(torch.full((len(self.terms),), float(start)))
-        self.bound = bound
-
-    def begin_step(self, moment: Moment) -> None:
-        super().begin_step(moment)
-        _keep_within(self.s, self.bound)
 
     def combine(self, terms: Tensor) -> Tensor:
         return (0.5 * (-self.s).exp() * terms + functional.softplus(self.s)).sum()
-
-
-@torch.no_grad()
-def _keep_within(s: nn.Parameter, bound: float | None) -> None:
-    """Bring back what the last step has taken beyond the bound; a clamp in the formula would leave it without a gradient."""
-    if bound is not None:
-        s.clamp_(-bound, bound)
 
 
 class ImtlL(Weighting):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from quadrat.reports.charts import charts
@@ -25,6 +24,7 @@ from quadrat.reports.noise import BEST
 from quadrat.reports.settings import shown
 from quadrat.reports.style import png
 from quadrat.reports.words import conclusion, explained, notes, written
+from quadrat.runs import write
 
 PAGE = "index.html"
 PICTURE_WIDTH = 1100
@@ -60,11 +60,11 @@ def write_report(result: Comparison, output: Path, command: str = "") -> Path:
     page = output / PAGE
     former = _files(page)
     output.mkdir(parents=True, exist_ok=True)
-    _write(output / "table.csv", table_csv(result).encode())
-    _write(output / "runs.csv", runs_csv(result).encode())
+    write(output / "table.csv", table_csv(result))
+    write(output / "runs.csv", runs_csv(result))
     for picture in [*drawn, *examples]:
-        _write(output / picture.file, picture.content)
-    _write(page, html(result, drawn, examples, command).encode())
+        write(output / picture.file, picture.content)
+    write(page, html(result, drawn, examples, command))
     for name in former - _files(page):
         (output / name).unlink(missing_ok=True)
     return page
@@ -77,15 +77,6 @@ def _files(page: Path) -> set[str]:
     except (OSError, UnicodeDecodeError):
         return set()
     return {name for name in (found[1].split() if found else []) if re.fullmatch(r"[\w.-]+\.(png|jpg)", name)}
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # --- example pictures ---
@@ -104,11 +95,13 @@ def _examples(result: Comparison) -> Iterable[Picture]:
 
 
 def _small(path: Path) -> bytes:
-    with Image.open(path) as image:
-        fitted = ImageOps.contain(image.convert("RGB"), (PICTURE_WIDTH, 4 * PICTURE_WIDTH))
-    content = io.BytesIO()
-    fitted.save(content, "JPEG", quality=85)
-    return content.getvalue()
+    """The picture as JPEG, no larger than a page shows it; OSError when it cannot be read."""
+    image = cv2.imread(str(path))
+    if image is None:
+        raise OSError(f"{path} is no picture")
+    scale = min(1.0, PICTURE_WIDTH / image.shape[1], 4 * PICTURE_WIDTH / image.shape[0])
+    fitted = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return cv2.imencode(".jpg", fitted, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
 
 
 # --- the page ---

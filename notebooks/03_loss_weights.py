@@ -54,7 +54,7 @@ except KeyError as error:
 
 # %%
 shared = [parameter for part in model.shared() for parameter in part.parameters()]
-gradients = TermGradients(shared, len(shared))
+gradients = TermGradients(shared)
 gradients.add(list(losses.values()), torch.tensor(1.0))
 names, gram = tuple(losses), gradients.gram()
 numbers = {name: value.item() for name, value in similarity(names, gram).items()}
@@ -122,10 +122,10 @@ def path(kind: type, start: tuple[float, float], rate: float) -> np.ndarray:
     for step in range(120):
         at = torch.nn.Parameter(x.clone())
         terms = bowls(at)
-        own = TermGradients([at], 1)
+        own = TermGradients([at])
         own.add(list(terms.values()), torch.tensor(1.0))
         balancing.see(own.gram(), torch.stack(list(terms.values())).detach())
-        own.set_gradients(torch.stack(list(balancing.weights().values())), balancing.base)
+        own.set_gradients(torch.stack(list(balancing.weights().values())))
         length = at.grad.norm().clamp(min=0.3)  # where the gradient vanishes, so does the step
         x = x - rate * 0.97**step * at.grad / length
         places.append(tuple(x.tolist()))

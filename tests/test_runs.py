@@ -433,7 +433,7 @@ def test_wandb_holds_a_sweep_s_run_and_its_evaluation(tmp_path: Path) -> None:
     assert (evaluated.run.run_group, evaluated.run.job_type) == ("weights", "evaluate")
     assert evaluated.config["evaluated"] == {"split": "val", "checkpoint": "best"}
     written = json.loads((run.folder / "evaluation" / "val" / "metrics.json").read_text())
-    assert evaluated.summary["test/map"] == pytest.approx(written["map"])
+    assert evaluated.summary["val/map"] == pytest.approx(written["map"])
 
 
 def test_ddp_on_two_processes_makes_one_run(tmp_path: Path) -> None:

@@ -45,9 +45,9 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     folder = run.folder / "evaluation" / config.split
     run.write_json(folder / "metrics.json", {"checkpoint": str(checkpoint), "split": config.split, **results})
     run.write_json(folder / "detections.json", collector.entries)
-    _track(settings, config, run, {f"test/{name}": value for name, value in results.items()})
     print("\n" + "\n".join(f"  {name:<12} {value:.4f}" for name, value in results.items() if "/" not in name))
     print(f"\n{collector.table}\n\n  {checkpoint.name} on {config.split}; metrics and detections in {folder}\n")
+    _track(settings, config, run, {f"{config.split}/{name}": value for name, value in results.items()})
     return results
 
 

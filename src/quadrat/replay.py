@@ -118,6 +118,7 @@ def _run(task: Task, trainer: Trainer, step: dict[str, Any], file: Path) -> Repl
     """Forward and backward as the step did them."""
     import torch
 
+    from quadrat.losses.weighting import Moment
     from quadrat.structures import Batch
     from quadrat.tasks.base import draw_from
 
@@ -130,6 +131,8 @@ def _run(task: Task, trainer: Trainer, step: dict[str, Any], file: Path) -> Repl
     torch.set_num_threads(step["machine"]["threads"])  # sums are split among them
     try:
         draw_from(step["place"])
+        seed, _, epoch, *_ = step["place"]
+        task.weighting.begin_step(Moment(seed, epoch, step["step"], step["steps"]))
         with plugin.train_step_context():
             losses, total = task.terms(batch)
         total.backward()

@@ -288,3 +288,28 @@ def test_equal_gradients_are_followed(kind: type[Weighting]):
     along = direction(kind, vectors)
     assert along @ vectors[0] > 0
     assert along[1] == pytest.approx(2 * along[0])
+
+
+def test_nash_without_a_solution_keeps_the_last_coefficients():
+    """Gradients that cancel, over many decades: its linear algebra leaves the finite numbers."""
+
+    class Unsolved(NashMTL):
+        def _in_logarithms(self, matrix: np.ndarray) -> np.ndarray:
+            raise ValueError("array must not contain infs or NaNs")
+
+    balancing = weighting(Unsolved, 2)
+    balancing.factors.copy_(torch.tensor([2.0, 3.0]))
+    balancing.see(torch.eye(2), torch.ones(2))
+    assert [value.item() for value in balancing.weights().values()] == [2.0, 3.0]
+
+
+def test_gradnorm_leaves_out_a_term_without_a_gradient():
+    """The others' targets are those of two terms, not of three."""
+    two, three = weighting(GradNorm, 2, asymmetry=0.0), weighting(GradNorm, 3, asymmetry=0.0)
+    for _ in range(5):
+        two.see(torch.diag(torch.tensor([9.0, 1.0])), torch.ones(2))
+        three.see(torch.diag(torch.tensor([9.0, 1.0, 0.0])), torch.tensor([1.0, 1.0, 0.0]))
+    assert isinstance(two, GradNorm)
+    assert isinstance(three, GradNorm)
+    first, second = two.factors, three.factors[:2]
+    assert (second / second.sum()).tolist() == pytest.approx((first / first.sum()).tolist(), abs=0.02)

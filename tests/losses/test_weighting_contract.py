@@ -149,3 +149,26 @@ def test_every_weighting_that_needs_all_gradients_is_a_balancing_one():
     needing = [name for name in NAMES if make(name).sees == "all"]
     assert needing == ["cagrad", "imtl_g", "mgda", "nash", "pcgrad"]
     assert all(isinstance(make(name), Balancing) for name in needing)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_are_not_rounded_by_autocast(name: str):
+    plain, cast = lived(name), lived(name)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = cast(terms(0.7, 0.05, 1.3, 0.4))
+    assert rounded.item() == plain(terms(0.7, 0.05, 1.3, 0.4)).item()
+    assert cast.slopes.tolist() == plain.slopes.tolist()
+
+
+@pytest.mark.parametrize("name", ["geometric", "scale_invariant", "famo", "gradnorm"])
+def test_a_term_that_is_zero_in_one_batch_leaves_the_others_their_weights(name: str):
+    """A box loss without objects: nothing is learned of it, and nothing is lost of the others."""
+    weighting = make(name)
+    weighting.see(torch.eye(4), torch.tensor([0.7, 0.3, 1.3, 0.4]))
+    weighting(terms(0.7, 0.3, 1.3, 0.4))
+    before = torch.stack(list(weighting.weights().values()))
+    weighting.see(torch.diag(torch.tensor([1.0, 0.0, 1.0, 1.0])), torch.tensor([0.7, 0.0, 1.3, 0.4]))
+    weighting(terms(0.7, 0.0, 1.3, 0.4))
+    after = torch.stack(list(weighting.weights().values()))
+    assert ((after / before)[[0, 2, 3]].log().abs() < np.log(2)).all()
+    assert after[1].item() <= 2 * before[1].item()

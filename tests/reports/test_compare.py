@@ -44,6 +44,7 @@ def swept(values: Mapping[float, Mapping[int, float]]) -> list[Record]:
 def test_varying_nothing() -> None:
     assert varying([]) == []
     assert varying([run(), run(seed=1)]) == []  # the seed, under both of its names
+    assert varying([run({BOX: 1}, seed=1), run({BOX: 2}, seed=2)]) == [BOX]  # which happens to be equal to it
 
 
 def test_varying_numbers_alike() -> None:
@@ -56,8 +57,9 @@ def test_varying_numbers_alike() -> None:
         ([{"a.x": 1}, {"a.x": 2}], ["a.x"]),
         (
             [{"optimizer.lr": 1, BOX: 1.0}, {"optimizer.lr": 2, BOX: 2.0}],
-            [BOX, "optimizer.lr"][1:],
-        ),  # an alias, shorter
+            [BOX, "optimizer.lr"],
+        ),  # a weight is a setting
+        ([{"optimizer.lr": 1, "m.n.r": 1.0}, {"optimizer.lr": 2, "m.n.r": 2.0}], ["optimizer.lr"]),  # an alias, shorter
         ([{"epochs": 6, "trainer.max_epochs": 6}, {"epochs": 12, "trainer.max_epochs": 12}], ["epochs"]),
         ([{"w.a": 1, "w.b": 1}, {"w.a": 2, "w.b": 2}], ["w.a", "w.b"]),  # side by side: two settings
         ([{"p._target_": "q.A", "p.t": 1}, {"p._target_": "q.B", "p.t": 2}], ["p._target_"]),

@@ -129,8 +129,8 @@ def test_a_frozen_trunk_leaves_nothing_to_balance() -> None:
         part.requires_grad_(False)
     backward = Backward(model, PCGrad(dict.fromkeys(TERMS, 1.0)), every=0)
     with pytest.raises(ValueError, match=r"PCGrad balances the terms on the parameters they share.*freeze_stages=0"):
-        backward.check(sharded=False, batches=1)
-    Backward(model, WeightedSum(dict.fromkeys(TERMS, 1.0)), every=1).check(sharded=False, batches=1)
+        backward.prepare(sharded=False, batches=1)
+    Backward(model, WeightedSum(dict.fromkeys(TERMS, 1.0)), every=1).prepare(sharded=False, batches=1)
 
 
 @pytest.mark.parametrize("kind", [PCGrad, GradNorm])
@@ -139,7 +139,7 @@ def test_sharded_parameters_are_refused(kind: type[Weighting]) -> None:
     with pytest.raises(
         ValueError, match="compares gradients of whole parameters, of which a rank holds a part: trainer=ddp"
     ):
-        backward.check(sharded=True, batches=1)
+        backward.prepare(sharded=True, batches=1)
 
 
 def test_famo_refuses_several_batches_a_step() -> None:

@@ -168,6 +168,7 @@ class NanGuard(Callback):
         content = {
             **{"step": trainer.global_step, "epoch": trainer.current_epoch, "batch_idx": bad.batch_idx},
             **{"rank": trainer.global_rank, "world_size": trainer.world_size, "place": bad.step.place},
+            "steps": task.total_steps,
             "losses": {name: float(value) for name, value in bad.step.losses.items()},
             "total": float(bad.step.total),
             "pictures": [target.image_id for target in bad.batch.targets],
@@ -247,7 +248,8 @@ def _culprits(step: Step, task: Task) -> str:
     """The terms that made the total what it is, with their values; then the others."""
     weights = task.weighting.weights()
     weighed = {name: float(value) * float(weights[name]) for name, value in step.losses.items() if float(weights[name])}
-    bad = [name for name, value in weighed.items() if not math.isfinite(value)]
+    bad = [name for name in weighed if not math.isfinite(float(step.losses[name]))]
+    bad = bad or [name for name, value in weighed.items() if not math.isfinite(value)]
     shown = {name: f"{name} = {float(value):.4g}" for name, value in step.losses.items()}
     shown |= {name: f"{shown[name]} (weight {float(weights[name]):.4g})" for name in bad if float(weights[name]) != 1}
     others = ", ".join(text for name, text in shown.items() if name not in bad)

@@ -24,7 +24,7 @@ class GradNorm(Weighting):
     """GradNorm (Chen et al., ICML 2018): gradients on the last shared part come to norms that fit how fast each term is learned.
 
     With r_i = (L_i / L_i(0)) / mean, the sum of |w_i n_i - mean(w n) r_i^asymmetry| is lowered in w by an Adam of its own; then
-    w is scaled to sum K. L(0) are the losses of the first step.
+    w is scaled to sum K. L(0) are the losses of the first step, as in the paper (LibMTL takes the means of the first epoch).
     """
 
     sees = "last"
@@ -52,9 +52,14 @@ class GradNorm(Weighting):
         unset = (self.first == 0) & terms.isfinite()
         self.first.copy_(torch.where(unset, terms, self.first))
         progress = (terms + TINY) / (self.first + TINY)
-        weighed = self.factors * norms
-        target = weighed.mean() * (progress / progress.mean()) ** self.asymmetry
-        self.adam.step(self.factors, (weighed - target).sign() * norms)
+        weighed, moving = (
+            self.factors * norms,
+            norms != 0,
+        )  # without objects a box loss moves nothing, and tells nothing
+        count = moving.sum().clamp(min=1)
+        relative = progress / (torch.where(moving, progress, 0.0).sum() / count)
+        target = weighed.sum() / count * relative**self.asymmetry
+        self.adam.step(self.factors, torch.where(moving, (weighed - target).sign() * norms, 0.0))
         self.factors.clamp_(min=self.LEAST)
         self.factors.mul_(len(self.factors) / self.factors.sum())
 
@@ -63,7 +68,8 @@ class Balancing(Weighting):
     """The contract of those that only need coefficients for the inner products: ``solve`` gives them.
 
     A term without any gradient (a picture without objects) keeps coefficient 1 and is left out; when inner products are not
-    finite (a step that the scaler of float16 will skip) the last coefficients stay. Once a step the host waits for G.
+    finite (a step that the scaler of float16 will skip), or no solution is, the last coefficients stay. Once a step the host
+    waits for G.
     """
 
     sees = "all"
@@ -90,7 +96,7 @@ class Balancing(Weighting):
         found = np.ones(len(gram))
         if moving.any():
             found[moving] = self.solve(gram[np.ix_(moving, moving)], losses[moving])
-        return found
+        return found if np.isfinite(found).all() else self.factors.cpu().double().numpy()
 
     def solve(self, gram: np.ndarray, losses: np.ndarray) -> np.ndarray:
         """The coefficients (K,) for inner products (K, K), whose diagonal is positive, and losses (K,), float64."""
@@ -119,7 +125,8 @@ class PCGrad(Balancing):
 class MGDA(Balancing):
     """Multiple gradient descent (Desideri 2012; Sener and Koltun, NeurIPS 2018): the shortest vector in the gradients' hull.
 
-    ``normalise`` divides each gradient first: by its length (l2), its loss (loss), or both (loss+).
+    ``normalise`` divides each gradient by its length (l2), its loss (loss), or both (loss+) before it is looked for; what is
+    found multiplies the gradients as they are, as in the authors' code.
     """
 
     def __init__(
@@ -211,17 +218,22 @@ class NashMTL(Balancing):
     """
 
     RIDGE = 1e-8
-    """Added to the diagonal of G, as otherwise opposite gradients would have no solution."""
+    """The share of the diagonal of G that is added to it, as otherwise opposite gradients would have no solution."""
 
     def solve(self, gram: np.ndarray, losses: np.ndarray) -> np.ndarray:
         matrix = gram / np.linalg.norm(gram)
-        matrix = matrix + self.RIDGE * np.eye(len(gram))
-        found = optimize.minimize(
+        matrix = matrix + self.RIDGE * np.diag(matrix.diagonal())
+        try:
+            return np.exp(self._in_logarithms(matrix))
+        except ValueError:  # its linear algebra has left the finite numbers: gradients that cancel, over many decades
+            return np.full(len(gram), np.nan)
+
+    def _in_logarithms(self, matrix: np.ndarray) -> np.ndarray:
+        return optimize.minimize(
             lambda b: np.exp(b) @ matrix @ np.exp(b) / 2 - b.sum(),
             -np.log(matrix.diagonal()) / 2,
             jac=lambda b: np.exp(b) * (matrix @ np.exp(b)) - 1,
             hess=lambda b: matrix * np.outer(np.exp(b), np.exp(b)) + np.diag(np.exp(b) * (matrix @ np.exp(b))),
             method="trust-exact",
             options={"gtol": 1e-10},
-        )
-        return np.exp(found.x)
+        ).x

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quadrat.losses.weighting import TINY, Moment, Weighting, check_terms, mean_over_ranks
+from quadrat.losses.weighting import TINY, Moment, Weighting, check_terms, mean_over_ranks, present
 
 
 class Uncertainty(Weighting):
@@ -30,6 +30,8 @@ class Uncertainty(Weighting):
     ) -> None:
         super().__init__(weights, rate=rate)
         check_terms("loss.weighting.regression", regression, self.names)
+        if bound is not None and not bound > 0:
+            raise ValueError(f"loss.weighting.bound={bound} is not above 0; null sets none")
         halves = torch.tensor([0.5 if name in regression else 1.0 for name in self.terms])
         self.register_buffer("scale", halves, persistent=False)
         self.scale: Tensor
@@ -138,25 +140,25 @@ class Famo(Weighting):
     over_ranks = True
     again = True
     xi: Tensor
-    old: Tensor
 
     def __init__(self, weights: Mapping[str, float], *, step_size: float = 0.025, decay: float = 1e-3) -> None:
         super().__init__(weights)
         count = len(self.terms)
         self.register_buffer("xi", torch.zeros(count))
-        self.register_buffer("old", torch.ones(count), persistent=False)
+        self.old = torch.ones(count)  # what the step began from
         self.adam = Adam(count, step_size, decay=decay)
 
     def combine(self, terms: Tensor) -> Tensor:
         self.old = terms.detach()
-        z = functional.softmax(self.xi, dim=0)
-        logarithms = (terms + TINY).log()
-        return (z * logarithms).sum() / (z / (terms.detach() + TINY)).sum()
+        z = torch.where(terms == 0, 0.0, functional.softmax(self.xi, dim=0))
+        values = present(terms)
+        return (z * values.log()).sum() / (z / values.detach()).sum().clamp(min=TINY)
 
     @torch.no_grad()
     def see_again(self, losses: Mapping[str, Tensor]) -> None:
         raw = torch.stack([losses[name].detach().float() for name in self.names])
         new = (mean_over_ranks(raw) * self.base)[self.trained]
-        fallen = (self.old + TINY).log() - (new + TINY).log()
+        compared = (self.old != 0) & (new != 0)
+        fallen = torch.where(compared, present(self.old).log() - present(new).log(), 0.0)
         z = functional.softmax(self.xi, dim=0)
         self.adam.step(self.xi, z * (fallen - (z * fallen).sum()))  # the Jacobian of the softmax, transposed, times it

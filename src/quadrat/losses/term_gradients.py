@@ -11,51 +11,60 @@ from quadrat.losses.weighting import mean_over_ranks
 
 
 class TermGradients:
-    """The gradient of every term with respect to some parameters, summed over the batches of a step: rows (terms, numbers).
+    """The gradient of every term on the ``shared`` parameters, summed over the batches of a step: rows (terms, numbers).
 
-    The first ``shared`` of the parameters are those whose inner products are compared.
+    Of the ``rest`` of the parameters there is one vector, the sum of the terms' gradients times ``factors`` (terms,).
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], shared: int) -> None:
-        self.parameters = list(parameters)
-        self.compared = sum(parameter.numel() for parameter in self.parameters[:shared])
-        self.rows: Tensor | None = None
-        self.losses: Tensor | None = None
+    def __init__(
+        self, shared: Sequence[nn.Parameter], rest: Sequence[nn.Parameter] = (), factors: Tensor | None = None
+    ) -> None:
+        self.shared, self.others = list(shared), list(rest)
+        self.factors = factors
+        self.sizes = [parameter.numel() for parameter in (*self.shared, *self.others)]
+        self.rows = self.rest = self.losses = torch.zeros(0)
 
     def add(self, losses: Sequence[Tensor], factor: Tensor) -> None:
         """The terms of one batch, whose graph stays; ``factor`` is the batch's share of the step, times the scale of float16."""
-        rows = torch.stack([self._row(loss * factor) for loss in losses])
-        values = torch.stack([loss.detach() * factor for loss in losses])
-        self.rows = rows if self.rows is None else self.rows + rows
-        self.losses = values if self.losses is None else self.losses + values
+        if not len(self.losses):
+            self._begin(losses)
+        self.losses += torch.stack([loss.detach() * factor for loss in losses])
+        for index, loss in enumerate(losses):
+            gradients = self._gradients(loss * factor)
+            self.rows[index] += _flat(gradients[: len(self.shared)])
+            if self.factors is not None and self.others:
+                own, weight = _flat(gradients[len(self.shared) :]), self.factors[index]
+                self.rest += torch.where(weight != 0, own * weight, 0.0)
 
-    def _row(self, loss: Tensor) -> Tensor:
-        gradients = torch.autograd.grad(loss, self.parameters, retain_graph=True, materialize_grads=True)
-        return torch.cat([gradient.flatten() for gradient in gradients])
+    def _begin(self, losses: Sequence[Tensor]) -> None:
+        like = self.shared[0]
+        shared = sum(self.sizes[: len(self.shared)])
+        self.losses = torch.zeros(len(losses), device=like.device)
+        self.rows = torch.zeros(len(losses), shared, device=like.device)
+        self.rest = torch.zeros(sum(self.sizes) - shared, device=like.device)
+
+    def _gradients(self, loss: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss, [*self.shared, *self.others], retain_graph=True, materialize_grads=True)
 
     def collect(self) -> None:
-        """From here on, rows and losses are the means of all processes."""
-        assert self.rows is not None
-        assert self.losses is not None
-        self.rows, self.losses = mean_over_ranks(self.rows), mean_over_ranks(self.losses)
+        """From here on, gradients and losses are the means of all processes."""
+        self.rows, self.rest = mean_over_ranks(self.rows), mean_over_ranks(self.rest)
+        self.losses = mean_over_ranks(self.losses)
 
     def gram(self) -> Tensor:
-        """The inner products (terms, terms) of the compared part, in the scale of the rows, squared."""
-        assert self.rows is not None
-        compared = self.rows[:, : self.compared]
-        return compared @ compared.T
+        """The inner products (terms, terms) on the shared parameters, in the scale of the rows, squared."""
+        return self.rows @ self.rows.T
 
-    def set_gradients(self, shared: Tensor, rest: Tensor) -> None:
-        """Give the parameters the sum of the rows times ``shared`` (terms,) where they are compared, times ``rest`` elsewhere.
+    def set_gradients(self, slopes: Tensor) -> None:
+        """Give the shared parameters the sum of the rows times ``slopes`` (terms,), and the rest theirs.
 
-        A row of factor 0 counts nothing, even if it is NaN.
+        A row of slope 0 counts nothing, even if it is NaN.
         """
-        assert self.rows is not None
-        parts = self.rows[:, : self.compared], self.rows[:, self.compared :]
-        sums = [
-            slopes @ torch.where((slopes != 0)[:, None], part, 0.0)
-            for slopes, part in zip((shared, rest), parts, strict=True)
-        ]
-        pieces = torch.cat(sums).split([parameter.numel() for parameter in self.parameters])
-        for parameter, piece in zip(self.parameters, pieces, strict=True):
+        shared = slopes @ torch.where((slopes != 0)[:, None], self.rows, 0.0)
+        pieces = torch.cat([shared, self.rest]).split(self.sizes)
+        for parameter, piece in zip((*self.shared, *self.others), pieces, strict=True):
             parameter.grad = piece.view_as(parameter).to(parameter.dtype)
+
+
+def _flat(gradients: Sequence[Tensor]) -> Tensor:
+    return torch.cat([gradient.flatten() for gradient in gradients])

@@ -88,7 +88,8 @@ class Weighting(nn.Module):
         """
         self.check(losses)
         terms = torch.stack([losses[name].float() for name in self.names])
-        with torch.enable_grad():
+        # weights of half precision would be another sum
+        with torch.enable_grad(), torch.autocast(terms.device.type, enabled=False):
             at = (mean_over_ranks(terms.detach()) if self.over_ranks else terms.detach()).requires_grad_()
             total = self.combine((at * self.base)[self.trained])
             slopes = torch.autograd.grad(total, at, retain_graph=True, materialize_grads=True)[0]
@@ -102,7 +103,7 @@ class Weighting(nn.Module):
     # --- what a weighting may learn from, told by the task ---
 
     def begin_step(self, moment: Moment) -> None:
-        """Before the first batch of an optimiser step."""
+        """Before each batch of an optimiser step."""
         self.moment = moment
 
     def see(self, gram: Tensor, losses: Tensor) -> None:
@@ -127,7 +128,7 @@ def check_terms(what: str, given: Iterable[str], names: Sequence[str]) -> None:
     """Raise KeyError unless ``given``, the terms that a setting speaks of, are among ``names``."""
     unknown = sorted(set(given) - set(names))
     if unknown:
-        raise KeyError(f"{what} speaks of {unknown}, loss.weights has {sorted(names)}")
+        raise KeyError(f"{what} speaks of {unknown}, loss.weights has {sorted(names)} to train")
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
@@ -137,6 +138,11 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     value = value.clone()
     dist.all_reduce(value)
     return value / dist.get_world_size()
+
+
+def present(terms: Tensor) -> Tensor:
+    """Terms (K,) for a logarithm: one that is 0, as a box loss without objects, counts as 1 and moves nothing."""
+    return torch.where(terms > 0, terms + TINY, torch.where(terms.isfinite(), 1.0, terms))
 
 
 class WeightedSum(Weighting):
@@ -204,7 +210,7 @@ class Scheduled(Weighting):
 
     def __init__(self, weights: Mapping[str, float], *, ramps: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__(weights)
-        check_terms("loss.weighting.ramps", ramps, self.names)
+        check_terms("loss.weighting.ramps", ramps, self.terms)
         if not ramps:
             raise ValueError("loss/weighting=scheduled without a ramp: add e.g. +loss.weighting.ramps.<term>.end=0.2")
         try:
@@ -248,7 +254,7 @@ class Geometric(Weighting):
     over_ranks = True
 
     def combine(self, terms: Tensor) -> Tensor:
-        return (terms + TINY).log().mean().exp()
+        return present(terms).log().mean().exp()
 
 
 class ScaleInvariant(Weighting):
@@ -257,4 +263,4 @@ class ScaleInvariant(Weighting):
     over_ranks = True
 
     def combine(self, terms: Tensor) -> Tensor:
-        return (terms + TINY).log().sum()
+        return present(terms).log().sum()

@@ -54,7 +54,7 @@ class Regions(Model):
         return self.box.predict(features, proposals, batch)
 
     def shared(self) -> Sequence[nn.Module]:
-        return (self.backbone, self.neck)
+        return (*self.backbone.stages.values(), self.neck)
 
     def shards(self) -> Iterator[nn.Module]:
         yield from self.backbone.stages.values()

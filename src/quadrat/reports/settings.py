@@ -21,8 +21,7 @@ def varying(records: Sequence[Record]) -> list[str]:
     keys = list(dict.fromkeys(key for record in records for key in record.config))
     values = {key: tuple(record.config.get(key, ABSENT) for record in records) for key in keys}
     differing = {key: column for key, column in values.items() if len(set(column)) > 1}
-    seeds = tuple(record.seed for record in records)
-    told = [key for key, column in differing.items() if column != seeds]
+    told = [key for key in differing if key.rpartition(".")[2] != "seed"]
     kept = [key for key in told if not any(_alias(key, other, differing) for other in told)]
     kept = [key for key in kept if not any(_belongs(key, other, differing) for other in kept)]
     for key in [key for key in reversed(kept) if ABSENT in values[key]]:
@@ -43,7 +42,12 @@ def telling(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], most: int) -
 
 def _alias(key: str, other: str, values: Mapping[str, tuple[Any, ...]]) -> bool:
     """Is it the same value under another part's name, which is longer? Settings side by side are never aliases."""
-    if key == other or _parent(key) == _parent(other) or values[key] != values[other]:
+    if (
+        key == other
+        or key.startswith("loss.weights.")
+        or _parent(key) == _parent(other)
+        or values[key] != values[other]
+    ):
         return False
     return (key.count("."), key) > (other.count("."), other)
 

@@ -22,11 +22,16 @@ class Backward:
     def __init__(self, model: Model, weighting: Weighting, *, every: int) -> None:
         self.model, self.weighting, self.every = model, weighting, every
         self.collected: dict[str, TermGradients] = {}
-        self.due = False
+        self.due = self.sharded = False
+        self.losses: dict[str, Tensor] = {}
+        self.batch: Batch | None = None
 
-    def check(self, *, sharded: bool, batches: int) -> None:
-        """Raise ValueError for what cannot be right: weights that need gradients of whole parameters where ranks hold shares
-        of them, or the losses of a whole step once more where only its last batch is at hand."""
+    def prepare(self, *, sharded: bool, batches: int) -> None:
+        """Know whether parameters are sharded, in which case nothing is looked at for the log, and how many batches a step has.
+
+        Raises ValueError for what cannot be right: weights that need gradients of whole parameters where ranks hold shares of
+        them, or the losses of a whole step once more where only its last batch is at hand.
+        """
         self.sharded = sharded
         what = f"loss/weighting with {type(self.weighting).__name__}"
         if self.weighting.sees != "nothing" and sharded:
@@ -45,15 +50,15 @@ class Backward:
             )
 
     def expect(self, batch: Batch, losses: dict[str, Tensor]) -> None:
-        """What the next backward pass is of; the terms still hold their graphs."""
-        self.batch, self.losses = batch, losses
+        """What the next backward pass is of; the terms still hold their graphs, the batch stays only where it is needed again."""
+        self.losses, self.batch = losses, batch if self.weighting.again else None
 
     def __call__(self, loss: Tensor, scale: Tensor, *, share: float, step: int) -> None:
         """One batch: ``loss`` is the total times its ``share`` of the step, times the ``scale`` of float16."""
         self.due = self.every > 0 and (step + 1) % self.every == 0 and not self.sharded
         for scope in self._scopes():
             if scope not in self.collected:
-                self.collected[scope] = TermGradients(*self._parameters(scope))
+                self.collected[scope] = self._gradients(scope)
             self.collected[scope].add([self.losses[name] for name in self.weighting.names], scale * share)
         self.losses = {}  # or their graph would outlive the step
         if self.weighting.sees != "all":
@@ -64,12 +69,11 @@ class Backward:
         numbers: dict[str, Tensor] = {}
         for scope, gradients in self.collected.items():
             gradients.collect()
-            assert gradients.losses is not None
             gram = gradients.gram() / scale**2
             if scope == self.weighting.sees:
                 self.weighting.see(gram, gradients.losses / scale)
             if scope == "all":
-                gradients.set_gradients(torch.stack(list(self.weighting.weights().values())), self.weighting.base)
+                gradients.set_gradients(torch.stack(list(self.weighting.weights().values())))
             if scope != "last" and self.due:
                 numbers = similarity(self.weighting.names, gram)
         self.collected = {}
@@ -84,15 +88,17 @@ class Backward:
         parts = [[own for own in part.parameters() if own.requires_grad] for part in self.model.shared()]
         return [part for part in parts if part]
 
-    def _parameters(self, scope: str) -> tuple[list[nn.Parameter], int]:
-        """The parameters of a scope, and how many of them, the first ones, are shared."""
+    def _gradients(self, scope: str) -> TermGradients:
+        """Of the last shared part, of all shared parts, or of all with the plain sum for what is not shared."""
         parts = self._parts()
         if scope == "last":
-            return parts[-1], len(parts[-1])
+            return TermGradients(parts[-1])
         shared = list(chain.from_iterable(parts))
+        if scope == "shared":
+            return TermGradients(shared)
         known = {id(parameter) for parameter in shared}
         rest = [one for one in self.model.parameters() if one.requires_grad and id(one) not in known]
-        return (shared + rest if scope == "all" else shared), len(shared)
+        return TermGradients(shared, rest, self.weighting.base)
 
 
 def similarity(names: tuple[str, ...], gram: Tensor) -> dict[str, Tensor]:

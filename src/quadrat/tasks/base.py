@@ -88,7 +88,7 @@ class Task(LightningModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            self.gradients.check(sharded=self.device_mesh is not None, batches=self.trainer.accumulate_grad_batches)
+            self.gradients.prepare(sharded=self.device_mesh is not None, batches=self.trainer.accumulate_grad_batches)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         place = self._draw_from("train", batch_idx)
@@ -110,8 +110,8 @@ class Task(LightningModule):
         numbers = {} if self._accumulating() else self.gradients.finish(scale)
         if self.weighting.sees == "all":
             weights = self.weighting.weights()
-            total = torch.stack([value * weights[name] for name, value in self.latest.losses.items()]).sum()
-            self.latest = self.latest._replace(total=total)
+            weighed = [torch.where(weights[n] != 0, v * weights[n], 0.0) for n, v in self.latest.losses.items()]
+            self.latest = self.latest._replace(total=torch.stack(weighed).sum())
         self._add_to_means(self.latest.losses, self.latest.total)
         if self._due(self.trainer.log_every_n_steps):  # pyright: ignore[reportAttributeAccessIssue]
             self._log_losses(self.latest.losses, self.latest.total, numbers)
@@ -130,6 +130,7 @@ class Task(LightningModule):
         before = [buffer.clone() for buffer in buffers]
         draw_from(self.latest.place)
         batch = self.gradients.batch
+        assert batch is not None
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             losses = self.model.loss(self.model.features(batch), batch)
         for buffer, value in zip(buffers, before, strict=True):

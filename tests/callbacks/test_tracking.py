@@ -21,6 +21,9 @@ from quadrat.callbacks.tracking import WandbLog
 from wandb_files import read_attempts
 from wandb_server import KEY, WandbServer
 
+# of the client's own, when its service is gone
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

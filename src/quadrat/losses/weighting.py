@@ -54,16 +54,12 @@ class Weighting(nn.Module):
         super().__init__()
         _check_weights(weights)
         self.names, self.rate = tuple(weights), rate
+        self.terms = tuple(name for name, weight in weights.items() if weight)  # the K that are trained
         self.moment = Moment()
         base = torch.tensor([float(weight) for weight in weights.values()])
         self.register_buffer("base", base, persistent=False)
         self.register_buffer("trained", base.nonzero()[:, 0], persistent=False)
         self.register_buffer("slopes", base.clone(), persistent=False)
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """The names of the K terms that are trained."""
-        return tuple(self.names[index] for index in self.trained.tolist())
 
     def check(self, names: Iterable[str]) -> None:
         """Raise KeyError, showing both sides, unless these are exactly the terms this object weighs."""

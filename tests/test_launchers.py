@@ -432,6 +432,7 @@ def test_wandb_groups_by_sweep_and_names_by_job() -> None:
 # --- for real ---
 
 
+@pytest.mark.slow
 def test_real_job_preempted_on_the_local_cluster(tmp_path: Path) -> None:
     """The way through submitit where there is no SLURM: told to stop, the job saves, is started again and goes on."""
     logs, steps = tmp_path / "logs", 4 * 6

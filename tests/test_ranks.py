@@ -139,6 +139,7 @@ def catches(pid: int, signum: int) -> bool:
     return bool(int(mask, 16) >> (signum - 1) & 1)
 
 
+@pytest.mark.slow
 def test_killed_rank_fails_the_job_and_only_once(whole: Run, tmp_path: Path) -> None:
     process = start(tmp_path, "trainer.devices=2")
     wait(lambda: steps(tmp_path) > 5, process)
@@ -179,6 +180,7 @@ def test_torchrun_trains_the_same(whole: Run, tmp_path: Path) -> None:
     same(only(tmp_path), whole)
 
 
+@pytest.mark.slow
 def test_sharded_trains_the_like_and_resumes(whole: Run, tmp_path: Path) -> None:
     """FSDP2: the first losses are those of ddp, validation needs no rank to wait, and checkpoints are whole."""
     process = start(tmp_path, "trainer.devices=2", "trainer=ddp_sharded")
@@ -194,6 +196,7 @@ def test_sharded_trains_the_like_and_resumes(whole: Run, tmp_path: Path) -> None
         assert float(mine["train/total"]) == pytest.approx(float(other["train/total"]), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_sweep_of_jobs_of_several_processes(tmp_path: Path) -> None:
     """Each job is one run, trained by its own ranks, whatever their number was in the job before."""
     code, said = end(start(tmp_path, "trainer.devices=2,1", "trainer.max_epochs=1", command=[*TRAIN, "-m"]))

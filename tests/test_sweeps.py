@@ -740,6 +740,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_real_sweep_stopped_and_launched_again(tmp_path: Path) -> None:
     """The second of two jobs is training when the sweep is asked to stop; the same command goes on with that one alone."""
     logs = tmp_path / "logs"

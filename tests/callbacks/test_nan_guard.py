@@ -455,6 +455,7 @@ def two_ranks(folder: Path, on_nan: str) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{on_nan}-{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_two_ranks_stop_together(tmp_path: Path) -> None:
     first, second = two_ranks(tmp_path, "stop")
     assert first["error"] == second["error"]

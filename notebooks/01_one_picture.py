@@ -58,7 +58,7 @@ print("boxes  ", tuple(batch.boxes.shape), "of which real:", batch.valid.sum(1).
 # The trunk halves the picture again and again; the pyramid carries what the coarse maps know down to the fine ones.
 
 # %%
-model = build(config.model, num_classes=len(data.schema.classes))
+model = build(config.model, schema=data.schema)
 features = model.features(batch)
 for name, feature in features.items():
     print(name, tuple(feature.shape), "stride", model.neck.strides[name])

@@ -27,7 +27,7 @@ from quadrat.tasks.backward import similarity
 torch.manual_seed(0)
 config = compose("train", ["experiment=shapes_small"])
 data = build(config.data)
-model = build(config.model, num_classes=len(data.schema.classes))
+model = build(config.model, schema=data.schema)
 batch = next(iter(data.train_dataloader()))
 
 # %% [markdown]

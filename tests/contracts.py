@@ -5,7 +5,7 @@ Pictures come from `shapes`; 64 x 64 pixels unless a test needs more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from quadrat.data.shapes import Shapes
 from quadrat.models.base import Model
-from quadrat.structures import Batch, Detections, Sample, Targets
+from quadrat.structures import IGNORE_INDEX, Batch, Detections, Sample, Schema, SemanticMap, Targets
 
 CLASSES = 6
+SCHEMA = Schema(classes=("circle", "square", "triangle", "star", "cross", "person"))
 SEED = 3
 
 
@@ -91,6 +92,82 @@ def assert_model(model: Model, names: Iterable[str], samples: Sequence[Sample] =
         assert_half_precision(model, batch, classes=classes)
 
 
+def assert_semantic_model(
+    model: Model, names: Iterable[str], samples: Sequence[Sample] = (), *, classes: int = CLASSES + 1
+) -> None:
+    """The like for a model that gives every pixel a class; ``classes`` count the background."""
+    samples = samples or drawn()
+    batch = Batch.collate(samples)
+    unlabelled = {
+        "one without a labelled pixel": Batch.collate([samples[0], without_labels(samples[1])]),
+        "no labelled pixel": Batch.collate([without_labels(sample) for sample in samples[:2]]),
+    }
+    with standing_still(model):
+        for training in (True, False):
+            model.train(training)
+            assert_losses(model, batch, names)
+            assert_gradients(model, batch, unlabelled)
+            assert_shared(model, batch)
+            assert_maps(model, batch, classes=classes)
+            assert_readings(model, batch)
+            for what, missing in unlabelled.items():
+                assert_losses(model, missing, names, what)
+            first, again = losses_of(model, batch), losses_of(model, batch)
+            assert {n: v.item() for n, v in first.items()} == {n: v.item() for n, v in again.items()}
+        model.eval()
+        assert_batched_maps_equal_single(model, samples)
+        assert_half_precision_pixels(model, batch, classes=classes)
+
+
+def without_labels(sample: Sample) -> Sample:
+    """The same picture, none of whose pixels has a class."""
+    assert sample.targets.semantic is not None
+    nothing = torch.full_like(sample.targets.semantic, IGNORE_INDEX)
+    return Sample(sample.image, replace(sample.targets, semantic=nothing))
+
+
+@torch.no_grad()
+def maps_of(model: Model, batch: Batch) -> list[SemanticMap]:
+    return model.predict(model.features(batch), batch)
+
+
+def assert_maps(model: Model, batch: Batch, *, classes: int) -> None:
+    """One map an image, of its size, of classes 0..S-1."""
+    results = maps_of(model, batch)
+    assert len(results) == len(batch)
+    for found, target in zip(results, batch.targets, strict=True):
+        assert found.size == target.size
+        assert found.labels.dtype == torch.uint8
+        assert int(found.labels.max()) < classes
+
+
+@torch.no_grad()
+def assert_readings(model: Model, batch: Batch) -> None:
+    """The readings are those it names: finite scalars."""
+    found = model.readings(model.features(batch), batch)
+    assert sorted(found) == sorted(model.reading_names)
+    assert all(value.shape == () and value.isfinite() for value in found.values())
+
+
+def assert_batched_maps_equal_single(model: Model, samples: Sequence[Sample]) -> None:
+    """In evaluation a picture's map does not depend on its neighbours: all but a tied pixel or two."""
+    together = maps_of(model, Batch.collate(samples))
+    for sample, found in zip(samples, together, strict=True):
+        alone = maps_of(model, Batch.collate([sample]))[0]
+        assert (found.labels == alone.labels).float().mean() > 0.999
+
+
+def assert_half_precision_pixels(model: Model, batch: Batch, *, classes: int) -> None:
+    """bfloat16 autocast: float32 losses near the exact ones, and proper maps."""
+    exact = losses_of(model, batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = losses_of(model, batch)
+        assert_maps(model, batch, classes=classes)
+    for name, value in losses.items():
+        assert value.dtype == torch.float32, name
+        assert abs(value.item() - exact[name].item()) < 0.1 + 0.2 * exact[name].item(), name
+
+
 def assert_losses(model: Model, batch: Batch, names: Iterable[str], what: str = "objects") -> None:
     """The terms are those of ``loss_names`` and of the loss config: finite scalars that can be learned from."""
     losses = losses_of(model, batch)
@@ -102,7 +179,7 @@ def assert_losses(model: Model, batch: Batch, names: Iterable[str], what: str = 
         assert value.requires_grad, f"{name} with {what} trains nothing"
 
 
-def assert_gradients(model: Model, batch: Batch) -> None:
+def assert_gradients(model: Model, batch: Batch, lacking: Mapping[str, Batch] | None = None) -> None:
     """The sum of the terms reaches every parameter that is not frozen, finite and, with objects in the picture, not 0.
 
     A batch in which something is missing reaches them all as well (no None, which DDP would wait for), perhaps with 0.
@@ -112,7 +189,9 @@ def assert_gradients(model: Model, batch: Batch) -> None:
     assert [name for name, gradient in learning.items() if gradient is None] == []
     assert [name for name, gradient in learning.items() if not gradient.isfinite().all()] == []
     assert [name for name, gradient in learning.items() if not gradient.any()] == []
-    for what, missing in awkward([Sample(_picture(batch, i), batch.targets[i]) for i in range(len(batch))]).items():
+    if lacking is None:
+        lacking = awkward([Sample(_picture(batch, i), batch.targets[i]) for i in range(len(batch))])
+    for what, missing in lacking.items():
         gradients = zip(model.named_parameters(), _gradients(model, missing), strict=True)
         unreached = [name for (name, p), gradient in gradients if p.requires_grad and gradient is None]
         assert unreached == [], what

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 
 GREY = 90
 COLOURS = ((220, 40, 40), (40, 200, 60), (50, 70, 230), (230, 210, 40))
@@ -166,3 +167,42 @@ def diagonal(box: tuple[int, int, int, int], count: int) -> list[int]:
     x1, y1, x2, y2 = box
     points = [(x1 + (x2 - x1) * i // count, y1 + (y2 - y1) * i // count, 2) for i in range(count - 1)]
     return [value for point in [*points, (0, 0, 0)] for value in point]
+
+
+PALETTE = [*[(GREY,) * 3, *COLOURS], *[(7, 7, 7)] * 250, (224, 224, 192)]
+"""Colours of the indices 0..255 in a map's file; in grey they are no class numbers."""
+
+
+def write_map(path: Path, labels: np.ndarray, *, mode: str = "P") -> None:
+    """Write a map (H, W) uint8 as Pascal does, indices into a palette, or as one channel (mode L)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(labels)
+    if mode == "P":
+        picture.putpalette([value for colour in PALETTE for value in colour])
+    picture.save(path)
+
+
+def make_label_maps(
+    root: Path,
+    *,
+    splits: Mapping[str, int] = SPLITS,
+    classes: Sequence[str] = ("cat", "dog"),
+    size: tuple[int, int] = (48, 64),
+    seed: int = 0,
+    mode: str = "P",
+) -> Path:
+    """A folder in the layout of Pascal's segmentations, without classes.txt; an outline of two pixels is void (255)."""
+    listed: dict[str, list[str]] = {split: [] for split in splits}
+    for split, number, image, drawn in _pictures(splits, len(classes), size, seed):
+        stem = f"{split}_{number:03}"
+        labels = np.zeros(size, dtype=np.uint8)
+        for kind, (x1, y1, x2, y2) in drawn:
+            labels[y1:y2, x1:x2] = 255
+            labels[y1 + 2 : y2 - 2, x1 + 2 : x2 - 2] = kind + 1
+        write_picture(root / "JPEGImages" / f"{stem}.jpg", image)
+        write_map(root / "SegmentationClass" / f"{stem}.png", labels, mode=mode)
+        listed[split].append(stem)
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    for split, stems in listed.items():
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems))
+    return root

@@ -216,7 +216,9 @@ def test_collate_keeps_images_uint8_and_channels_last():
 
 
 def test_batch_to_moves_every_tensor_and_keeps_the_targets():
-    batch = Batch.collate([sample(40, 60, BOXES)])
+    planes = {"semantic": torch.zeros(40, 60, dtype=torch.uint8), "pixel_weights": torch.zeros(40, 60)}
+    image, targets = sample(40, 60, BOXES)
+    batch = Batch.collate([Sample(image, dataclasses.replace(targets, **planes))])
     moved = batch.to("meta")
     tensors = [getattr(moved, f.name) for f in dataclasses.fields(moved) if f.name != "targets"]
     assert {t.device.type for t in tensors} == {"meta"}

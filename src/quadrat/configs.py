@@ -106,7 +106,7 @@ def build(config: Any, **more: Any) -> Any:
 
 def build_task(config: DictConfig, data: DataModule) -> Task:
     """Model, weighting, metric, optimiser and schedule of a config, for the classes of its data."""
-    return assemble_task(config, build(config.model, num_classes=len(data.schema.classes)), data.schema)
+    return assemble_task(config, build(config.model, schema=data.schema), data.schema)
 
 
 def assemble_task(config: DictConfig, model: Model, schema: Schema) -> Task:
@@ -121,6 +121,18 @@ def assemble_task(config: DictConfig, model: Model, schema: Schema) -> Task:
         schedule=build(config.schedule),
         seed=config.seed,
     )
+
+
+def tiled(model: dict[str, Any], size: Any, overlap: int) -> dict[str, Any]:
+    """The config of a model that scores its pictures in tiles of ``size`` (h, w), if one is given.
+
+    ValueError for a model that does not score pixels.
+    """
+    if size is None:
+        return model
+    if "tiles" not in model:
+        raise ValueError(f"tiles={size} is for models that score every pixel of a picture, not for {model['_target_']}")
+    return {**model, "tiles": {"_target_": "quadrat.models.tiles.Tiles", "size": size, "overlap": overlap}}
 
 
 def launch(name: str, run: Callable[[DictConfig], Any]) -> None:

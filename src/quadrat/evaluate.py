@@ -1,4 +1,4 @@
-"""quadrat-evaluate: the metrics of a run on a split, as a table and a json file, with its predictions."""
+"""quadrat-evaluate: the metrics of a run on a split, as a table and a json file, with what it saw in each picture."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from quadrat.configs import build, build_task, launch, quiet
+from quadrat.configs import build, build_task, launch, quiet, tiled
 from quadrat.runs import Run, load_weights, read_checkpoint, same_classes, without_weights
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-    from quadrat.structures import Batch, Detections
+    from quadrat.outputs import Keeper
+    from quadrat.structures import Batch, Result
 
 
 def main() -> None:
@@ -21,11 +22,14 @@ def main() -> None:
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
-    """Measure a run's checkpoint on ``split``; writes `evaluation/<split>/metrics.json` and `detections.json`."""
+    """Measure a run's checkpoint on ``split``; writes `evaluation/<split>/metrics.json`, its results, and its figures."""
+    from quadrat.outputs import keeper
+    from quadrat.plots.draw import write_image
+
     run = Run.open(config.run)
     settings = run.config()
     _change(settings.data, config.data)
-    settings.model = without_weights(OmegaConf.to_container(settings.model))
+    settings.model = tiled(without_weights(OmegaConf.to_container(settings.model)), config.tiles, config.overlap)
     if config.trainer.devices != 1:
         raise ValueError(
             f"quadrat-evaluate counts every picture once, in one process: trainer.devices={config.trainer.devices}"
@@ -35,18 +39,20 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     same_classes(read_checkpoint(checkpoint)["schema"]["classes"], data.source(config.split).schema.classes, checkpoint)
     task = build_task(settings, data)
     load_weights(task.model, checkpoint)
-    collector = _collector(data.schema.category_ids)
+    folder = run.folder / "evaluation" / config.split
+    collector = _collector(keeper(task.model.result, folder, data.schema))
     quiet()
     trainer = build(
         config.trainer, callbacks=[collector, build(config.progress)], logger=False, default_root_dir=str(run.folder)
     )
     trainer.test(task, dataloaders=data.evaluation_dataloader(config.split), verbose=False)
     results = {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()}
-    folder = run.folder / "evaluation" / config.split
     run.write_json(folder / "metrics.json", {"checkpoint": str(checkpoint), "split": config.split, **results})
-    run.write_json(folder / "detections.json", collector.entries)
+    kept = collector.keeper.finish()
+    for name, picture in collector.figures.items():
+        write_image(folder / f"{name}.png", picture)
     print("\n" + "\n".join(f"  {name:<12} {value:.4f}" for name, value in results.items() if "/" not in name))
-    print(f"\n{collector.table}\n\n  {checkpoint.name} on {config.split}; metrics and detections in {folder}\n")
+    print(f"\n{collector.table}\n\n  {checkpoint.name} on {config.split}; metrics and {kept} in {folder}\n")
     _track(settings, config, run, {f"{config.split}/{name}": value for name, value in results.items()})
     return results
 
@@ -82,30 +88,30 @@ def _change(data: DictConfig, wanted: DictConfig) -> None:
         data.workers = wanted.workers
 
 
-def _collector(category_ids: tuple[int, ...]):
+def _collector(keeper: Keeper):
     from lightning.pytorch import Callback
 
     class Collector(Callback):
-        """Every detection as a COCO result entry in the frame of the original picture."""
+        """Every result, in the frame of the original picture, and what the metric says beside its numbers."""
 
         def __init__(self) -> None:
-            self.entries: list[dict[str, Any]] = []
-            self.table = ""
+            self.keeper, self.table = keeper, ""
+            self.figures: dict[str, Any] = {}
 
         def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-            self.table = pl_module.metric.table()
+            self.table, self.figures = pl_module.metric.table(), pl_module.figures()
 
         def on_test_batch_end(
             self,
             trainer: Trainer,
             pl_module: Any,
-            outputs: list[Detections],
+            outputs: list[Result],
             batch: Batch,
             batch_idx: int,
             dataloader_idx: int = 0,
         ) -> None:
             for found, target in zip(outputs, batch.targets, strict=True):
-                self.entries += found.cpu().rescaled(target.original_size).to_coco(target.image_id, category_ids)
+                self.keeper.add(found.cpu().rescaled(target.original_size), str(target.image_id), target.image_id)
 
     return Collector()
 

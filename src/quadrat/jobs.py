@@ -175,7 +175,7 @@ def _fit(config: DictConfig, run: Run, data: DataModule, task: Task, progress: d
     start = resume.starting_point(config.resume, run)
     _refuse_other_classes(start, task)
     if start.weights is not None:
-        load_weights(task.model, start.weights)
+        load_weights(task.model, start.weights, may_lack=task.model.staged)
     trainer = _trainer(config, run, progress, start)
     if trainer.is_global_zero:
         _begin(config, run, trainer, start)

@@ -1,4 +1,4 @@
-"""quadrat-predict: what a run sees in a picture or in a folder of pictures, drawn and as COCO results."""
+"""quadrat-predict: what a run sees in a picture or in a folder of pictures, drawn and as data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from quadrat.configs import build, launch
+from quadrat.configs import build, launch, tiled
 from quadrat.runs import Run, load_weights, read_checkpoint, without_weights
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from quadrat.data.augment import Augment
     from quadrat.models.base import Model
-    from quadrat.structures import Detections, Schema
+    from quadrat.structures import Result, Schema
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -26,12 +26,13 @@ def main() -> None:
     launch("predict", predict)
 
 
-def predict(config: DictConfig) -> list[dict[str, Any]]:
-    """Detect in every picture of ``source``; writes drawn pictures and `detections.json` under ``output``."""
+def predict(config: DictConfig) -> Path:
+    """See every picture of ``source``; writes drawn pictures and `detections.json` or `labels/` under ``output``, returned."""
     from tqdm import tqdm
 
     from quadrat.data.source import read_image
-    from quadrat.plots.draw import draw_detections, write_image
+    from quadrat.outputs import keeper
+    from quadrat.plots.draw import draw_result, write_image
 
     run = Run.open(config.run)
     source = Path(str(config.source)).expanduser()
@@ -43,19 +44,18 @@ def predict(config: DictConfig) -> list[dict[str, Any]]:
             f"output={output} is where the pictures lie, and drawings could replace them; name another folder"
         )
     drawings = _drawings(files, source)
-    entries: list[dict[str, Any]] = []
+    results = keeper(model.result, output, schema)
     # the bar appears only where one has to wait
     for file in tqdm(files, desc="predicting", unit="picture", delay=2):
         image = read_image(file)
-        found = detect(model, augment, image, device)
+        found = see(model, augment, image, device)
         name = _name(file, source)
         drawing = output / drawings[file]
         drawing.parent.mkdir(parents=True, exist_ok=True)
-        write_image(drawing, draw_detections(image, found, schema, threshold=config.threshold))
-        entries += [{**entry, "file_name": str(name)} for entry in found.to_coco(_image_id(name), schema.category_ids)]
-    run.write_json(output / "detections.json", entries)
-    print(f"{len(entries)} detections in {len(files)} pictures: {output}")
-    return entries
+        write_image(drawing, draw_result(found, image, schema, threshold=config.threshold))
+        results.add(found, str(drawings[file].with_suffix("")), _image_id(name), file_name=str(name))
+    print(f"{results.finish()} in {len(files)} pictures: {output}")
+    return output
 
 
 def pictures(source: Path) -> list[Path]:
@@ -92,7 +92,8 @@ def _load(run: Run, config: DictConfig) -> tuple[Model, Schema, Augment, torch.d
     settings, checkpoint = run.config(), run.checkpoint(config.checkpoint)
     stored = read_checkpoint(checkpoint)["schema"]
     schema = Schema(**{name: _tuples(value) for name, value in stored.items()})
-    model = build(without_weights(OmegaConf.to_container(settings.model)), num_classes=len(schema.classes))
+    plain = without_weights(OmegaConf.to_container(settings.model))
+    model = build(tiled(plain, config.tiles, config.overlap), schema=schema)
     load_weights(model, checkpoint)
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model.eval().to(device), schema, build(settings.data.eval_augment), device
@@ -102,8 +103,8 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def detect(model: Model, augment: Augment, image: Any, device: torch.device) -> Detections:
-    """Detections of one uint8 RGB picture (H, W, 3), in its own frame."""
+def see(model: Model, augment: Augment, image: Any, device: torch.device) -> Result:
+    """What a model sees in one uint8 RGB picture (H, W, 3), in its own frame."""
     import torch
 
     from quadrat.structures import Batch, Sample, Targets

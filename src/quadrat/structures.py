@@ -1,4 +1,4 @@
-"""What travels between the parts: the truth of one image, a padded batch, and the detections of one image.
+"""What travels between the parts: the truth of one image, a padded batch, and what is seen in one image.
 
 Conventions, obeyed everywhere:
 
@@ -7,11 +7,12 @@ Conventions, obeyed everywhere:
 * labels: int64, 1..C; 0 is background and padding;
 * masks: polygons or RLE until the device, bool planes only where a model needs planes;
 * keypoints: float32 ``(..., K, 3)`` x, y, visibility 0 unlabelled / 1 hidden / 2 visible, continuous coordinates;
-* semantic map: uint8 in storage, int64 in a loss; 0 is background, 255 is ignored;
+* semantic map: uint8 in storage, int64 in a loss; 0 is background where a data set has one (else its first class), 255 is
+  ignored;
 * images: uint8 RGB until they are on the device and normalised there; padded right and bottom.
 
 Letters in shapes: B images, C classes, H W height width, M objects, R regions, A anchors, L levels, K joints, T tokens,
-D channels, N detections.
+D channels, N detections, S classes of pixels (with the background, where there is one).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 IGNORE_INDEX = 255
 """The value of a pixel without a class in every semantic map."""
@@ -36,13 +38,17 @@ Mask = Polygons | dict[str, Any]
 
 @dataclass(frozen=True)
 class Schema:
-    """What a data set names: its classes (labels 1..C in this order), their ids in its own files, and its joints."""
+    """What a data set names: its classes (labels 1..C in this order), their ids in its own files, and its joints.
+
+    ``background`` is what its semantic maps call 0; None where every pixel has a class, so that 0 is the first of them.
+    """
 
     classes: tuple[str, ...]
     category_ids: tuple[int, ...] = ()
     joints: tuple[str, ...] = ()
     flip_pairs: tuple[tuple[int, int], ...] = ()
     limbs: tuple[tuple[int, int], ...] = ()
+    background: str | None = "background"
 
     def __post_init__(self) -> None:
         if not self.classes:
@@ -58,13 +64,19 @@ class Schema:
         """The class of a label 1..C."""
         return self.classes[label - 1]
 
+    @property
+    def pixel_classes(self) -> tuple[str, ...]:
+        """What the values 0..S-1 of a semantic map mean."""
+        return self.classes if self.background is None else (self.background, *self.classes)
+
 
 @dataclass(frozen=True)
 class Targets:
     """One image's truth, checked when made; every per-object field has M rows in the same order.
 
     ``boxes`` (M, 4), ``labels`` (M,), ``ignore`` (M,) true for VOC's difficult and COCO's crowd, ``areas`` (M,) in pixels,
-    ``size`` and ``original_size`` (H, W), ``keypoints`` (M, K, 3), ``semantic`` (H, W) uint8.
+    ``size`` and ``original_size`` (H, W), ``keypoints`` (M, K, 3), ``semantic`` (H, W) uint8, ``pixel_weights`` (H, W)
+    float32: what a pixel weighs beside its class.
     Raises ValueError naming the image, the row and the value when something is outside the conventions.
     """
 
@@ -79,6 +91,7 @@ class Targets:
     keypoints: Tensor | None = None
     captions: tuple[str, ...] | None = None
     semantic: Tensor | None = None
+    pixel_weights: Tensor | None = None
 
     @classmethod
     def make(
@@ -118,10 +131,11 @@ class Targets:
             raise ValueError(f"image {self.image_id}: labels are 1..C (0 is background), got {self.labels.tolist()}")
         if self.keypoints is not None and (self.keypoints.ndim != 3 or self.keypoints.shape[2] != 3):
             raise ValueError(f"image {self.image_id}: keypoints are (M, K, 3), got {tuple(self.keypoints.shape)}")
-        if self.semantic is not None and tuple(self.semantic.shape) != self.size:
-            raise ValueError(
-                f"image {self.image_id}: semantic map {tuple(self.semantic.shape)} is not the image's size {self.size}"
-            )
+        for what, plane in (("semantic map", self.semantic), ("map of pixel weights", self.pixel_weights)):
+            if plane is not None and tuple(plane.shape) != self.size:
+                raise ValueError(
+                    f"image {self.image_id}: {what} {tuple(plane.shape)} is not the image's size {self.size}"
+                )
 
     def _check_rows(self) -> None:
         for name in ("labels", "ignore", "areas", "masks", "keypoints", "captions"):
@@ -204,8 +218,9 @@ class Batch:
     """B images padded to one size, and their truth padded to M objects; ``valid`` tells the objects from the padding.
 
     ``images`` (B, 3, H, W) uint8, ``sizes`` and ``original_sizes`` (B, 2) float32 height and width, ``boxes`` (B, M, 4),
-    ``labels`` (B, M), ``ignore`` (B, M), ``valid`` (B, M). ``targets`` keeps the ragged truth on the host: for metrics,
-    pictures, and the fields that are rasterised late (masks, captions).
+    ``labels`` (B, M), ``ignore`` (B, M), ``valid`` (B, M); where every picture has them, ``semantic`` (B, H, W) uint8, the
+    padding ignored, and ``pixel_weights`` (B, H, W). ``targets`` keeps the ragged truth on the host: for metrics, pictures, and
+    the fields that are rasterised late (masks, captions).
     """
 
     images: Tensor
@@ -216,6 +231,8 @@ class Batch:
     ignore: Tensor
     valid: Tensor
     targets: tuple[Targets, ...]
+    semantic: Tensor | None = None
+    pixel_weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -242,6 +259,8 @@ class Batch:
             ignore=_padded([t.ignore for t in targets], most),
             valid=_padded([torch.ones(len(t), dtype=torch.bool) for t in targets], most),
             targets=targets,
+            semantic=_planes([t.semantic for t in targets], (height, width), fill=IGNORE_INDEX),
+            pixel_weights=_planes([t.pixel_weights for t in targets], (height, width), fill=0),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
@@ -264,8 +283,8 @@ class Batch:
         return cls(**{**values, "targets": tuple(Targets.from_plain(target) for target in values["targets"])})
 
     def _map(self, change: Any) -> Batch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "targets"}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: change(value) for name, value in values.items() if isinstance(value, Tensor)})
 
 
 def _padded(rows: list[Tensor], length: int) -> Tensor:
@@ -273,6 +292,17 @@ def _padded(rows: list[Tensor], length: int) -> Tensor:
     out = rows[0].new_zeros((len(rows), length, *rows[0].shape[1:]))
     for slot, row in zip(out, rows, strict=True):
         slot[: len(row)] = row
+    return out
+
+
+def _planes(planes: list[Tensor | None], size: tuple[int, int], *, fill: int) -> Tensor | None:
+    """Stack planes (h, w) into (B, H, W), padded right and bottom; None unless every picture has one."""
+    if any(plane is None for plane in planes):
+        return None
+    present = [plane for plane in planes if plane is not None]
+    out = present[0].new_full((len(present), *size), fill)
+    for canvas, plane in zip(out, present, strict=True):
+        canvas[: plane.shape[0], : plane.shape[1]] = plane
     return out
 
 
@@ -321,3 +351,30 @@ class Detections:
             }
             for (x1, y1, x2, y2), score, label in zip(boxes, scores, labels, strict=True)
         ]
+
+
+@dataclass(frozen=True)
+class SemanticMap:
+    """One image's result: ``labels`` (H, W) uint8, the class of every pixel as a value of `Schema.pixel_classes`."""
+
+    labels: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        height, width = self.labels.shape
+        return height, width
+
+    def rescaled(self, size: tuple[int, int]) -> SemanticMap:
+        """The same map for the same image at another size (H, W): every pixel as the nearest one."""
+        if size == self.size:
+            return self
+        planes = self.labels[None, None].float()
+        return SemanticMap(functional.interpolate(planes, size=size, mode="nearest-exact")[0, 0].to(torch.uint8))
+
+    def cpu(self) -> SemanticMap:
+        """The same map on the host."""
+        return SemanticMap(self.labels.cpu())
+
+
+Result = Detections | SemanticMap
+"""What a model says of one image; every kind has ``size``, ``rescaled(size)`` and ``cpu()``."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from contracts import (
-    CLASSES,
+    SCHEMA,
     assert_detections,
     assert_losses,
     assert_model,
@@ -49,7 +49,7 @@ def fpn(backbone: str = "tiny", *overrides: str) -> tuple[Regions, list[str]]:
     """A model whose scores are spread out, or all boxes would tie, and the names in its loss config."""
     config = fpn_config(backbone, *overrides)
     torch.manual_seed(0)
-    model = build(config.model, num_classes=CLASSES)
+    model = build(config.model, schema=SCHEMA)
     with torch.no_grad():
         for layer in (model.proposer.objectness, model.box.classes):
             layer.weight.normal_(std=0.2)
@@ -328,7 +328,7 @@ def test_paper_proposals_are_of_16_pixels_before_scaling(side: float, kept: bool
 
 def test_paper_model_gives_losses_and_detections() -> None:
     """Built as configured, but for the picture: fc6 and fc7 are 120 million numbers, so that no more is asked of it."""
-    model = build(paper().model, num_classes=CLASSES)
+    model = build(paper().model, schema=SCHEMA)
     batch = Batch.collate(drawn(1, (96, 96)))
     assert_losses(model, batch, paper().loss.weights)
     with torch.no_grad():

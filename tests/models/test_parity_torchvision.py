@@ -17,7 +17,7 @@ from quadrat.models.torchvision_weights import load_torchvision, renamed
 from quadrat.necks.fpn import FPN
 from quadrat.ops.anchors import pyramid_anchors
 from quadrat.proposers.rpn import RPN
-from quadrat.structures import Batch, Sample, Targets
+from quadrat.structures import Batch, Sample, Schema, Targets
 
 CLASSES = 5
 EVERYTHING = 10**6  # a sample larger than the population leaves nothing to chance
@@ -25,7 +25,7 @@ EVERYTHING = 10**6  # a sample larger than the population leaves nothing to chan
 
 def ours(*, sampled: int = 512, share: float = 0.25, rpn_sampled: int = 256, rpn_share: float = 0.5) -> Regions:
     return assemble(
-        CLASSES,
+        Schema(tuple(f"class {i}" for i in range(CLASSES))),
         ResNet(50, freeze_norm=True),
         FPN,
         partial(

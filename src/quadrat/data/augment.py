@@ -7,7 +7,7 @@ Outlines and joints travel as points, so that no mask is drawn here.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,10 @@ import albumentations as A
 import cv2
 import numpy as np
 import torch
+from albumentations.augmentations.geometric.distortion import BaseDistortion
 from faster_coco_eval.core import mask as rle
+from scipy.ndimage import map_coordinates
+from torch.nn import functional
 
 from quadrat.ops.boxes import area, clip
 from quadrat.structures import IGNORE_INDEX, Mask, Sample, Targets
@@ -42,7 +45,8 @@ class ResizeShortEdge(A.DualTransform):
         return cv2.resize(img, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
 
     def apply_to_mask(self, mask: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
-        return cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
+        # the pixel at the centre, as in the picture; INTER_NEAREST takes the one at the upper left corner
+        return cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
 
     def apply_to_bboxes(self, bboxes: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
         return bboxes  # albumentations keeps them relative to the picture
@@ -53,6 +57,66 @@ class ResizeShortEdge(A.DualTransform):
         moved = keypoints.copy()
         moved[:, :2] = (keypoints[:, :2] + PIXEL_CENTRE) * factors - PIXEL_CENTRE
         return moved
+
+
+class ElasticGrid(A.DualTransform):
+    """U-Net's elastic deformation (Ronneberger 2015, section 3.1): ``nodes`` x ``nodes`` points over the picture, its corners
+    among them, move by N(0, ``std``) pixels in x and in y, and what is between them bicubically. For training: the
+    picture's original size is known only roughly afterwards.
+    """
+
+    def __init__(self, nodes: int = 3, std: float = 10.0, p: float = 1.0) -> None:
+        super().__init__(p=p)
+        if nodes < 2:
+            raise ValueError(f"an elastic grid has at least 2 nodes a side, got {nodes}")
+        self.nodes, self.std = nodes, std
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        moves = self.random_generator.normal(0, self.std, (1, 2, self.nodes, self.nodes)).astype(np.float32)
+        size = params["shape"][:2]
+        field = functional.interpolate(torch.from_numpy(moves), size=size, mode="bicubic", align_corners=True)
+        return {"field": field[0].numpy()}  # (2, H, W): how far from a pixel, in x and in y, lies what it will show
+
+    def apply(self, img: np.ndarray, field: np.ndarray, **params: Any) -> np.ndarray:
+        return cv2.remap(img, *_places(field), cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+
+    def apply_to_mask(self, mask: np.ndarray, field: np.ndarray, **params: Any) -> np.ndarray:
+        fill = (IGNORE_INDEX,)
+        return cv2.remap(mask, *_places(field), cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=fill)
+
+    def apply_to_bboxes(self, bboxes: np.ndarray, field: np.ndarray, **params: Any) -> np.ndarray:
+        size = np.array(field.shape[:0:-1], dtype=np.float32)  # width and height: boxes are relative to them
+        x1, y1, x2, y2 = bboxes[:, :4].T[..., None]  # (N, 1) each
+        along_x, along_y = x1 + (x2 - x1) * EDGE, y1 + (y2 - y1) * EDGE  # (N, points)
+        xs = np.concatenate([along_x, along_x, x1 + 0 * EDGE, x2 + 0 * EDGE], axis=1)
+        ys = np.concatenate([y1 + 0 * EDGE, y2 + 0 * EDGE, along_y, along_y], axis=1)
+        edges = np.stack([xs, ys], axis=2) * size - PIXEL_CENTRE  # (N, 4 * points, 2)
+        edges = (_moved_by(edges.reshape(-1, 2), field).reshape(edges.shape) + PIXEL_CENTRE) / size
+        return np.concatenate([edges.min(axis=1), edges.max(axis=1), bboxes[:, 4:]], axis=1)
+
+    def apply_to_keypoints(self, keypoints: np.ndarray, field: np.ndarray, **params: Any) -> np.ndarray:
+        moved = keypoints.copy()
+        moved[:, :2] = _moved_by(keypoints[:, :2], field)
+        return moved
+
+
+EDGE = np.linspace(0, 1, 9)
+"""Where the points of a box's side lie that are moved to find the box around them."""
+
+
+def _places(field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each pixel of the new picture comes from, x (H, W) and y (H, W), for a field (2, H, W)."""
+    y, x = np.indices(field.shape[1:], dtype=np.float32)
+    return x + field[0], y + field[1]
+
+
+def _moved_by(points: np.ndarray, field: np.ndarray) -> np.ndarray:
+    """Where points (N, 2) go: a new place plus the field there is the old one, solved by a few repetitions."""
+    moved = points
+    for _ in range(10):
+        at = [moved[:, 1], moved[:, 0]]
+        moved = points - np.stack([map_coordinates(plane, at, order=1, mode="nearest") for plane in field], axis=1)
+    return moved
 
 
 class Augment:
@@ -71,7 +135,8 @@ class Augment:
         flip_pairs: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.transforms = list(transforms)
-        for transform in self.transforms:
+        for transform in _each(self.transforms):
+            _refuse_loss_of_points(transform)
             if hasattr(transform, "fill_mask"):  # what a pad or a turn uncovers has no class
                 transform.fill_mask = IGNORE_INDEX  # pyright: ignore[reportAttributeAccessIssue]
         self.flip_pairs = tuple(flip_pairs)
@@ -126,6 +191,21 @@ class Augment:
             semantic=None if targets.semantic is None else torch.from_numpy(np.ascontiguousarray(result["mask"])),
         )
         return Sample(image, changed)
+
+
+def _each(transforms: Sequence[Any]) -> Iterator[Any]:
+    """All transforms, those within a choice such as OneOf too."""
+    for transform in transforms:
+        yield transform
+        yield from _each(getattr(transform, "transforms", ()))
+
+
+def _refuse_loss_of_points(transform: Any) -> None:
+    if isinstance(transform, BaseDistortion | A.GridElasticDeform):
+        raise ValueError(
+            f"albumentations.{type(transform).__name__} loses points at the border of a picture, and with them the outlines "
+            "and joints; use quadrat.data.augment.ElasticGrid"
+        )
 
 
 def _planes(targets: Targets) -> dict[str, Any]:

@@ -13,16 +13,36 @@ from torch.utils.data import DataLoader, Dataset
 
 from quadrat import signals
 from quadrat.data.augment import Augment
+from quadrat.data.label_maps import pixel_counts
 from quadrat.data.order import EvaluationOrder, Key, TrainingOrder
 from quadrat.data.source import Source
-from quadrat.structures import Batch, Sample, Schema, Targets
+from quadrat.structures import IGNORE_INDEX, Batch, Sample, Schema, Targets
+
+
+def _check_semantic(targets: Targets, schema: Schema) -> None:
+    """The like of a pixel's class."""
+    if targets.semantic is None:
+        return
+    largest = int(targets.semantic.where(targets.semantic != IGNORE_INDEX, 0).max())
+    if largest >= len(schema.pixel_classes):
+        raise ValueError(
+            f"image {targets.image_id}: a semantic map holds 0..{len(schema.pixel_classes) - 1} ({schema.pixel_classes}) or "
+            f"{IGNORE_INDEX}, got {largest}"
+        )
+
+
+WeighPixels = Callable[[Targets], Targets]
+"""Fills ``pixel_weights`` from the rest of a picture's truth, once that has been augmented."""
 
 
 class Batches(Dataset[Batch]):
     """A map from a list of (epoch, index) to a padded batch; augmentation = f(seed, epoch, index)."""
 
-    def __init__(self, source: Source, augment: Augment, *, seed: int, divisor: int) -> None:
+    def __init__(
+        self, source: Source, augment: Augment, *, seed: int, divisor: int, weigh_pixels: WeighPixels | None = None
+    ) -> None:
         self.source, self.augment, self.seed, self.divisor = source, augment, seed, divisor
+        self.weigh_pixels = weigh_pixels
 
     def __getitem__(self, keys: Sequence[Key]) -> Batch:
         return Batch.collate([self.sample(epoch, index) for epoch, index in keys], divisor=self.divisor)
@@ -32,7 +52,11 @@ class Batches(Dataset[Batch]):
         seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
         sample = self.source[index]
         _check_labels(sample.targets, self.source.schema)
-        return self.augment(sample, seed)
+        _check_semantic(sample.targets, self.source.schema)
+        changed = self.augment(sample, seed)
+        if self.weigh_pixels is None:
+            return changed
+        return changed._replace(targets=self.weigh_pixels(changed.targets))
 
 
 def _check_labels(targets: Targets, schema: Schema) -> None:
@@ -83,8 +107,10 @@ class DataModule(LightningDataModule):
         divisor: int = 32,
         group_by_shape: bool = True,
         limit: int | None = None,
+        weigh_pixels: WeighPixels | None = None,
     ) -> None:
         super().__init__()
+        self.weigh_pixels = weigh_pixels
         self.limit = limit
         self.make_source, self.splits = source, dict(splits)
         self.train_augment, self.eval_augment = train_augment or Augment(), eval_augment or Augment()
@@ -130,6 +156,10 @@ class DataModule(LightningDataModule):
         """How many batches each rank sees in an epoch."""
         return len(self._training_order())
 
+    def pixel_counts(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the training set: the pixels (S,) of each class, and those (S,) of the pictures where it occurs."""
+        return pixel_counts(self.source("train"))
+
     def _training_order(self) -> TrainingOrder:
         source = self.source("train")
         rank, world_size = self._place
@@ -156,7 +186,7 @@ class DataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(
-            Batches(self.source("train"), self.train_augment, seed=self.seed, divisor=self.divisor),
+            self._batches(self.source("train"), self.train_augment),
             self._training_order(),
         )
 
@@ -165,7 +195,10 @@ class DataModule(LightningDataModule):
         source = self.source(stage)
         rank, world_size = self._place
         order = EvaluationOrder(len(source), self.eval_batch_size, rank=rank, world_size=world_size)
-        return self._loader(Batches(source, self.eval_augment, seed=self.seed, divisor=self.divisor), order)
+        return self._loader(self._batches(source, self.eval_augment), order)
+
+    def _batches(self, source: Source, augment: Augment) -> Batches:
+        return Batches(source, augment, seed=self.seed, divisor=self.divisor, weigh_pixels=self.weigh_pixels)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Without waiting: the pages are pinned, and the copy runs while the host prepares the step."""

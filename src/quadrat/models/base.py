@@ -8,16 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from quadrat.ops.constants import constant
-from quadrat.structures import Batch, Detections
+from quadrat.structures import Batch, Detections, Result
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Model(nn.Module):
-    """``loss`` returns the terms named in ``loss_names``: scalars, unweighted, normalised as the paper says."""
+    """``loss`` returns the terms named in ``loss_names``: scalars, unweighted, normalised as the paper says.
+
+    ``result`` is the kind that ``predict`` returns, ``reading_names`` the scalars that ``readings`` does. ``staged``
+    are the beginnings of the names of parameters that weights to begin from may lack: those of a coarser net of the family.
+    """
 
     loss_names: tuple[str, ...]
+    result: type[Result] = Detections
+    reading_names: tuple[str, ...] = ()
+    staged: tuple[str, ...] = ()
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """Everything that losses and predictions share: maps by name."""
@@ -26,9 +33,13 @@ class Model(nn.Module):
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[Detections]:
-        """One result per image, best first, in the frame of the batch's images."""
+    def predict(self, features: dict[str, Tensor], batch: Batch) -> Sequence[Result]:
+        """One result per image in the frame of the batch's images; detections best first."""
         raise NotImplementedError
+
+    def readings(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Scalars that tell something about the features; evaluation logs their means."""
+        return {}
 
     def shared(self) -> Sequence[nn.Module]:
         """The parts that every term passes through, in the order of the forward pass: what the terms compete for."""

@@ -15,7 +15,7 @@ from quadrat.heads.region_pool import RegionPool
 from quadrat.heads.regions import RegionSampler
 from quadrat.models.base import IMAGENET_MEAN, IMAGENET_STD, Model, Normalise
 from quadrat.proposers.rpn import RPN
-from quadrat.structures import Batch, Detections
+from quadrat.structures import Batch, Detections, Schema
 
 
 class Regions(Model):
@@ -62,7 +62,7 @@ class Regions(Model):
 
 
 def assemble(
-    num_classes: int,
+    schema: Schema,
     backbone: Backbone,
     neck: Callable[[Features], Features],
     proposer: Callable[[Features], RPN],
@@ -76,4 +76,6 @@ def assemble(
 ) -> Regions:
     """Join parts that wait for what is before them: each is called with the part it reads from."""
     maps = neck(backbone)
-    return Regions(backbone, maps, proposer(maps), sampler, box(pool(maps), layers, num_classes), mean=mean, std=std)
+    return Regions(
+        backbone, maps, proposer(maps), sampler, box(pool(maps), layers, len(schema.classes)), mean=mean, std=std
+    )

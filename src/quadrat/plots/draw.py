@@ -1,14 +1,16 @@
-"""Truth and detections drawn on pictures: uint8 RGB (H, W, 3) in, a new picture out."""
+"""Truth and what a model sees, drawn on pictures: uint8 RGB (H, W, 3) in, a new picture out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import singledispatch
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
-from quadrat.structures import Detections, Schema, Targets
+from quadrat.structures import IGNORE_INDEX, Detections, Result, Schema, SemanticMap, Targets
 
 PALETTE = (
     *((230, 25, 75), (60, 180, 75), (0, 130, 200), (255, 225, 25), (245, 130, 48), (145, 30, 180), (70, 240, 240)),
@@ -19,6 +21,64 @@ PALETTE = (
 
 IGNORED = (150, 150, 150)
 FONT, FONT_SCALE, TAG_MARGIN = cv2.FONT_HERSHEY_SIMPLEX, 0.4, 2
+
+
+@singledispatch
+def draw_result(
+    found: Result, image: np.ndarray, schema: Schema, *, threshold: float = 0.5, zoom: int = 1
+) -> np.ndarray:
+    """The picture with what was seen in it, in the way of its kind: detections as boxes, a semantic map as colours."""
+    raise TypeError(f"nothing draws a {type(found).__name__}")
+
+
+@singledispatch
+def draw_truth(found: Result, image: np.ndarray, targets: Targets, schema: Schema, *, zoom: int = 1) -> np.ndarray:
+    """The picture with its truth of the same kind as ``found``."""
+    raise TypeError(f"nothing draws the truth of a {type(found).__name__}")
+
+
+@draw_result.register
+def _(found: Detections, image: np.ndarray, schema: Schema, **how: Any) -> np.ndarray:
+    return draw_detections(image, found, schema, **how)
+
+
+@draw_truth.register
+def _(found: Detections, image: np.ndarray, targets: Targets, schema: Schema, **how: Any) -> np.ndarray:
+    return draw_targets(image, targets, schema, **how)
+
+
+@draw_result.register
+def _(found: SemanticMap, image: np.ndarray, schema: Schema, *, threshold: float = 0.5, zoom: int = 1) -> np.ndarray:
+    return draw_semantic(image, found.labels.cpu().numpy(), schema, zoom=zoom)
+
+
+@draw_truth.register
+def _(found: SemanticMap, image: np.ndarray, targets: Targets, schema: Schema, **how: Any) -> np.ndarray:
+    if targets.semantic is None:
+        raise ValueError(f"image {targets.image_id} has no semantic map to draw")
+    return draw_semantic(image, targets.semantic.numpy(), schema, **how)
+
+
+def draw_semantic(image: np.ndarray, labels: np.ndarray, schema: Schema, *, zoom: int = 1) -> np.ndarray:
+    """The picture under the colours of the classes in ``labels`` (H, W), named at the left; what is ignored is grey."""
+    _check_size(image, (labels.shape[0], labels.shape[1]))
+    colours = pixel_colours(schema)
+    shown = [value for value in np.unique(labels).tolist() if value in colours]
+    paint = image.copy()
+    for value in shown:
+        paint[labels == value] = colours[value]
+    paint[labels == IGNORE_INDEX] = IGNORED
+    canvas = _enlarged(cv2.addWeighted(image, 0.35, paint, 0.65, 0), zoom)
+    y = 0
+    for value in shown:
+        y += _fill_tag(canvas, (0, y), colours[value], schema.pixel_classes[value])
+    return canvas
+
+
+def pixel_colours(schema: Schema) -> dict[int, tuple[int, int, int]]:
+    """The RGB colour of every value of a semantic map; a background has none."""
+    first = 1 if schema.background is not None else 0
+    return {value: colour_of(value + 1 - first) for value in range(first, len(schema.pixel_classes))}
 
 
 def draw_detections(
@@ -79,7 +139,7 @@ def colour_of(label: int) -> tuple[int, int, int]:
 
 def _check_size(image: np.ndarray, size: tuple[int, int]) -> None:
     if image.shape[:2] != tuple(size):
-        raise ValueError(f"the boxes are in a frame of {tuple(size)} (H, W), the picture is {image.shape[:2]}")
+        raise ValueError(f"what is drawn is in a frame of {tuple(size)} (H, W), the picture is {image.shape[:2]}")
 
 
 def _enlarged(image: np.ndarray, zoom: int) -> np.ndarray:
@@ -100,11 +160,22 @@ def _draw_box(canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int],
 
 def _draw_tag(canvas: np.ndarray, corner: tuple[int, int], colour: tuple[int, int, int], text: str) -> None:
     """A filled tag above a box's corner, or below it where the picture ends."""
-    (width, height), baseline = cv2.getTextSize(text, FONT, FONT_SCALE, 1)
-    width, height = width + 2 * TAG_MARGIN, height + baseline + TAG_MARGIN
+    width, height = _tag_size(text)
     x = max(0, min(corner[0], canvas.shape[1] - width))
-    y = corner[1] - height if corner[1] >= height else corner[1]
+    _fill_tag(canvas, (x, corner[1] - height if corner[1] >= height else corner[1]), colour, text)
+
+
+def _tag_size(text: str) -> tuple[int, int]:
+    (width, height), baseline = cv2.getTextSize(text, FONT, FONT_SCALE, 1)
+    return width + 2 * TAG_MARGIN, height + baseline + TAG_MARGIN
+
+
+def _fill_tag(canvas: np.ndarray, corner: tuple[int, int], colour: tuple[int, int, int], text: str) -> int:
+    """A tag whose upper left corner is here; its height."""
+    (x, y), (width, height) = corner, _tag_size(text)
+    baseline = cv2.getTextSize(text, FONT, FONT_SCALE, 1)[1]
     cv2.rectangle(canvas, (x, y), (x + width - 1, y + height - 1), colour, cv2.FILLED)
     dark = np.dot(colour, (0.299, 0.587, 0.114)) < 128
     origin = (x + TAG_MARGIN, y + height - baseline)
     cv2.putText(canvas, text, origin, FONT, FONT_SCALE, (255, 255, 255) if dark else (0, 0, 0), 1, cv2.LINE_AA)
+    return height

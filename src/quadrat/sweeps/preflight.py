@@ -85,5 +85,7 @@ def _model(described: str) -> Model:
     """A model without memory for its weights."""
     import torch
 
+    from quadrat.structures import Schema
+
     with torch.device("meta"):
-        return build(json.loads(described), num_classes=1)
+        return build(json.loads(described), schema=Schema(classes=("object",)))

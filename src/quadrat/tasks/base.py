@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric, Metric
 
 from quadrat.losses.weighting import Moment, Weighting
 from quadrat.models.base import Model
-from quadrat.structures import Batch, Detections, Schema
+from quadrat.structures import Batch, Result, Schema
 from quadrat.tasks.backward import Backward
 
 _STREAMS = {"train": 0, "val": 1, "test": 1}
@@ -48,6 +48,12 @@ def _on_host(values: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(values, torch.stack([value.float() for value in values.values()]).tolist(), strict=True))
 
 
+def _mean(means: nn.ModuleDict, name: str) -> MeanMetric:
+    mean = means[name]
+    assert isinstance(mean, MeanMetric)
+    return mean
+
+
 class Task(LightningModule):
     """A model, the weighting of its losses, the metric it is chosen by, and how it is optimised.
 
@@ -55,8 +61,11 @@ class Task(LightningModule):
     not decayed unless ``decay_norms``. Every ``gradients_every`` optimiser steps (0: never) the log gets the length of each raw
     term's gradient on the shared parameters, and the cosines between them. What a step draws at random is a function of
     (seed, epoch, batch, rank).
-    Raises KeyError at once when the weighting's names are not the model's.
+    Raises KeyError at once when the weighting's names are not the model's, ValueError when its results are of another task.
     """
+
+    result: type[Result]
+    """What a model of this task sees in a picture."""
 
     def __init__(
         self,
@@ -73,6 +82,11 @@ class Task(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if model.result is not self.result:
+            raise ValueError(
+                f"{type(self).__name__} wants a model that gives {self.result.__name__}, {type(model).__name__} gives "
+                f"{model.result.__name__}: choose task= and model= that belong together"
+            )
         weighting.check(model.loss_names)
         # batches are channels-last in memory; weights in the same order save a tenth of a step on a CPU
         self.model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -81,6 +95,7 @@ class Task(LightningModule):
         self.make_optimizer, self.schedule = optimizer, schedule
         self.backbone_rate, self.decay_norms, self.seed = backbone_rate, decay_norms, seed
         self.evaluation_losses = nn.ModuleDict({name: MeanMetric() for name in model.loss_names})
+        self.evaluation_readings = nn.ModuleDict({name: MeanMetric() for name in model.reading_names})
         self.gradients = Backward(model, weighting, every=gradients_every)
         self.epoch_sums: Tensor | None = None
         self.total_steps = 1
@@ -189,26 +204,23 @@ class Task(LightningModule):
         self.weighting.end_epoch(named)
         self.epoch_sums = None
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> list[Detections]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> Sequence[Result]:
         return self._evaluate("val", batch, batch_idx)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> list[Detections]:
+    def test_step(self, batch: Batch, batch_idx: int) -> Sequence[Result]:
         return self._evaluate("test", batch, batch_idx)
 
-    def _evaluate(self, stage: str, batch: Batch, batch_idx: int) -> list[Detections]:
-        """Losses and detections from one pass over the backbone."""
+    def _evaluate(self, stage: str, batch: Batch, batch_idx: int) -> Sequence[Result]:
+        """Losses and results from one pass over the backbone."""
         self._draw_from(stage, batch_idx)
         features = self.model.features(batch)
         for name, value in self.model.loss(features, batch).items():
-            self._mean_loss(name).update(value, weight=len(batch))
-        detections = self.model.predict(features, batch)
-        self.metric.update(detections, batch.targets)
-        return detections
-
-    def _mean_loss(self, name: str) -> MeanMetric:
-        mean = self.evaluation_losses[name]
-        assert isinstance(mean, MeanMetric)
-        return mean
+            _mean(self.evaluation_losses, name).update(value, weight=len(batch))
+        for name, value in self.model.readings(features, batch).items():
+            _mean(self.evaluation_readings, name).update(value, weight=len(batch))
+        results = self.model.predict(features, batch)
+        self.metric.update(results, batch.targets)
+        return results
 
     def on_validation_start(self) -> None:
         self._sync_buffers_in_forward(False)
@@ -245,10 +257,11 @@ class Task(LightningModule):
 
     def _log_evaluation(self, stage: str) -> None:
         values = {f"{stage}/{name}": value for name, value in self.metric.compute().items()}
-        for name in self.model.loss_names:
-            mean = self._mean_loss(name)
-            values[f"{stage}/loss/{name}"] = float(mean.compute())
-            mean.reset()
+        for prefix, means in ((f"{stage}/loss", self.evaluation_losses), (stage, self.evaluation_readings)):
+            for name in means:
+                mean = _mean(means, name)
+                values[f"{prefix}/{name}"] = float(mean.compute())
+                mean.reset()
         self.metric.reset()
         self.log_dict(values, sync_dist=True)  # alike on every rank already: the metrics have been reduced
 
@@ -258,6 +271,10 @@ class Task(LightningModule):
         if name not in known:
             close = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:3]
             raise ValueError(f"monitor={name} is no metric of this task; did you mean {' or '.join(close)}?")
+
+    def figures(self) -> dict[str, np.ndarray]:
+        """Pictures uint8 RGB of what was last evaluated, by name; called on every rank while the metric is full."""
+        return {}
 
     def metric_names(self) -> tuple[str, ...]:
         """The metrics that every validation reports."""

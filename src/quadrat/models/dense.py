@@ -1,0 +1,195 @@
+"""Every pixel of a picture scored in one pass: FCN, DeconvNet, SegNet, U-Net, and the network that never downsamples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from quadrat.backbones.base import Backbone, Features
+from quadrat.heads.pixels import PixelHead, chosen
+from quadrat.losses.pixels import PixelLoss
+from quadrat.models.base import IMAGENET_MEAN, IMAGENET_STD, Model, Normalise
+from quadrat.models.tiles import Tiles
+from quadrat.ops.checkerboard import checkerboard_index
+from quadrat.ops.windows import crop, mirror
+from quadrat.structures import Batch, Schema, SemanticMap
+
+
+class Labelling(Protocol):
+    """From the scores (S, H, W) of a picture and its uint8 pixels (3, H, W) to the class of every pixel (H, W)."""
+
+    def __call__(self, scores: Tensor, image: Tensor) -> Tensor: ...
+
+
+class Argmax:
+    """Every pixel for itself."""
+
+    def __call__(self, scores: Tensor, image: Tensor) -> Tensor:
+        return scores.argmax(0).to(torch.uint8)
+
+
+class Unpadded:
+    """How much larger the input of an encoder and decoder without padding must be than its output (U-Net, figure 2).
+
+    ``levels`` poolings; at every level ``convs`` convolutions of 3x3 on the way down and on the way up. An output of 388 pixels
+    takes an input of 572; outputs that cannot be had exactly are made larger.
+    """
+
+    def __init__(self, levels: int = 4, convs: int = 2) -> None:
+        self.levels, self.lost = levels, 2 * convs
+
+    def sizes(self, wanted: int) -> tuple[int, int]:
+        """The smallest possible input and output length with an output of at least ``wanted``."""
+        output = wanted
+        for _ in range(self.levels):  # back through the decoder
+            output = -(-(output + self.lost) // 2)
+        inner = output
+        for _ in range(self.levels):
+            output = 2 * output - self.lost
+        length = inner + self.lost
+        for _ in range(self.levels):  # back through the encoder
+            length = 2 * length + self.lost
+        return length, output
+
+
+class Dense(Model):
+    """backbone -> neck -> head: scores (B, S, H, W) at the picture's size.
+
+    ``criteria`` are the terms by name, ``auxiliary`` further heads on maps of the backbone, whose terms are ``aux_<map>`` by the
+    first criterion. ``unpadded``: the picture is continued by its mirror image until the output covers it. ``tiles``: in
+    evaluation, pictures are scored tile by tile. ``labelling`` makes classes of scores.
+    """
+
+    result = SemanticMap
+    reading_names = ("checkerboard",)
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        neck: Features,
+        head: PixelHead,
+        criteria: Mapping[str, nn.Module],
+        *,
+        auxiliary: Mapping[str, PixelHead] | None = None,
+        unpadded: Unpadded | None = None,
+        tiles: Tiles | None = None,
+        labelling: Labelling | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.normalise = Normalise(mean, std)
+        self.backbone, self.neck, self.head = backbone, neck, head
+        self.criteria = nn.ModuleDict(criteria)
+        self.auxiliary = nn.ModuleDict(auxiliary or {})
+        self.unpadded, self.tiles, self.labelling = unpadded, tiles, labelling or Argmax()
+        self.staged = tuple(f"head.{name}" for name in head.staged)
+        self.loss_names = (*criteria, *(f"aux_{name}" for name in self.auxiliary))
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        """``scores`` and ``aux_<map>`` (B, S, H, W)."""
+        images = self.normalise(batch.images, batch.sizes)
+        if self.tiles is not None and not self.training:
+            return self.tiles(self.scores, images)
+        return self.scores(images)
+
+    def scores(self, images: Tensor) -> dict[str, Tensor]:
+        """The like of normalised images (B, 3, H, W)."""
+        size = (images.shape[2], images.shape[3])
+        inputs, outputs = images, size
+        if self.unpadded is not None:
+            inputs, outputs = self._surrounded(images, self.unpadded)
+        maps = self.backbone(inputs)
+        found = {"scores": self.head({**maps, **self.neck(maps)}, outputs)}
+        for name, head in self.auxiliary.items():
+            found[f"aux_{name}"] = head(maps, outputs)
+        return {name: crop(scores, size) for name, scores in found.items()}
+
+    def _surrounded(self, images: Tensor, unpadded: Unpadded) -> tuple[Tensor, tuple[int, int]]:
+        """Images in the middle of as much of their mirror image as borders are lost, and the size of what comes out."""
+        lengths = [unpadded.sizes(length) for length in images.shape[2:]]
+        margins = []
+        for (wide, _), length in zip(lengths, images.shape[2:], strict=True):
+            margins.append(((wide - length) // 2, wide - length - (wide - length) // 2))
+        (top, bottom), (left, right) = margins
+        return mirror(images, left, right, top, bottom), (lengths[0][1], lengths[1][1])
+
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The criteria of the scores, and the first of them of every auxiliary head."""
+        if batch.semantic is None:
+            raise ValueError(
+                f"pictures {[t.image_id for t in batch.targets]} have no semantic map to learn from: choose data that has them "
+                f"(data=shapes, camvid, voc_segmentation, coco_painted ...)"
+            )
+        terms = {}
+        for name, criterion in self.criteria.items():
+            terms[name] = criterion(features["scores"], batch.semantic, batch.pixel_weights)
+        first: PixelLoss = next(iter(self.criteria.values()))
+        for name in self.auxiliary:
+            terms[f"aux_{name}"] = first(features[f"aux_{name}"], batch.semantic, batch.pixel_weights)
+        return terms
+
+    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[SemanticMap]:
+        """The class of every pixel of each image, without the padding."""
+        return [
+            SemanticMap(self.labelling(scores[:, : t.size[0], : t.size[1]], image[:, : t.size[0], : t.size[1]]))
+            for scores, image, t in zip(features["scores"], batch.images, batch.targets, strict=True)
+        ]
+
+    def readings(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """How unlike the phases of the scores modulo 2 are: the pattern that an upsampling leaves."""
+        return {"checkerboard": checkerboard_index(features["scores"], 2)}
+
+    def shared(self) -> Sequence[nn.Module]:
+        stages = self.backbone.stages
+        if not self.auxiliary:
+            return (*stages.values(), self.neck)
+        first = min(self.auxiliary, key=list(stages).index)
+        return (*(stages[name] for name in takewhile(lambda name: name != first, stages)), stages[first])
+
+
+class Straight(Features):
+    """No neck: the head reads the backbone's maps."""
+
+    def __init__(self, upstream: Features) -> None:
+        super().__init__()
+        self.out_channels, self.strides = upstream.out_channels, upstream.strides
+
+    def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        return maps
+
+
+def assemble(
+    schema: Schema,
+    backbone: Backbone,
+    head: Callable[..., PixelHead],
+    criteria: Mapping[str, Callable[[int], nn.Module]],
+    *,
+    neck: Callable[[Features], Features] = Straight,
+    auxiliary: Mapping[str, Callable[..., PixelHead]] | None = None,
+    unpadded: Unpadded | None = None,
+    tiles: Tiles | None = None,
+    labelling: Labelling | None = None,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Dense:
+    """Join parts that wait for what is before them, for the pixel classes of a data set."""
+    classes = len(schema.pixel_classes)
+    maps = neck(backbone)
+    others = {name: make(backbone, classes, map=chosen(backbone, name)) for name, make in (auxiliary or {}).items()}
+    return Dense(
+        backbone,
+        maps,
+        head(maps, classes),
+        {name: make(classes) for name, make in criteria.items()},
+        auxiliary=others,
+        unpadded=unpadded,
+        tiles=tiles,
+        labelling=labelling,
+        mean=mean,
+        std=std,
+    )

@@ -25,6 +25,10 @@ OPTIONS = [
 ]
 
 
+DENSE = {"model/upsample": "model/upsample@model.neck.upsample", "model/criteria": "model/criteria"}
+"""Groups that only models of pixels have, and how they are chosen there."""
+
+
 def names(group: str) -> list[str]:
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
@@ -49,7 +53,9 @@ def test_compose_experiment_resolves(name: str) -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_compose_option_resolves(option: str) -> None:
     group, _, name = option.rpartition("/")
-    config = OmegaConf.to_container(compose("train", ["~experiment", f"{group}={name}"]), resolve=True)
+    model = ["model=segnet_basic"] if group in DENSE else []
+    chosen = f"{DENSE.get(group, group)}={name}"
+    config = OmegaConf.to_container(compose("train", ["~experiment", *model, chosen]), resolve=True)
     assert isinstance(config, dict)
 
 

@@ -99,8 +99,8 @@ YUV = (0.299, 0.587, 0.114, -0.14713, -0.28886, 0.436, 0.615, -0.51499, -0.10001
 
 def yuv(images: Tensor) -> Tensor:
     """RGB (B, 3, H, W) of 0..1 as brightness and two differences of colour."""
-    matrix = constant(YUV, torch.float32, images.device).view(3, 3)
-    return torch.einsum("yc,bchw->byhw", matrix, images.float())
+    matrix = constant(YUV, torch.float32, images.device).view(1, 3, 3, 1, 1)
+    return (matrix * images.float()[:, None]).sum(2)  # no matrix product, which autocast would round
 
 
 def _halved(images: Tensor) -> Tensor:

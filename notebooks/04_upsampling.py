@@ -214,5 +214,5 @@ with torch.no_grad():
 # the picture chose. In a model each is one word:
 #
 # ```bash
-# quadrat-train model=segnet_basic model/upsample@model.neck.upsample=transposed_k3   # nearest, nails, max_unpool, bilinear, ...
+# quadrat-train model=segnet_basic model/neck/upsample=transposed_k3   # nearest, nails, max_unpool, bilinear, ...
 # ```

@@ -25,8 +25,8 @@ OPTIONS = [
 ]
 
 
-DENSE = {"model/upsample": "model/upsample@model.neck.upsample", "model/criteria": "model/criteria"}
-"""Groups that only models of pixels have, and how they are chosen there."""
+DENSE = ("model/neck/upsample", "model/criteria")
+"""Groups that only models of pixels have."""
 
 
 def names(group: str) -> list[str]:
@@ -54,8 +54,7 @@ def test_compose_experiment_resolves(name: str) -> None:
 def test_compose_option_resolves(option: str) -> None:
     group, _, name = option.rpartition("/")
     model = ["model=segnet_basic"] if group in DENSE else []
-    chosen = f"{DENSE.get(group, group)}={name}"
-    config = OmegaConf.to_container(compose("train", ["~experiment", *model, chosen]), resolve=True)
+    config = OmegaConf.to_container(compose("train", ["~experiment", *model, f"{group}={name}"]), resolve=True)
     assert isinstance(config, dict)
 
 

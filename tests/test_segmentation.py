@@ -42,7 +42,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_training_reports_pixels_and_the_pattern(whole: Run) -> None:
     last = json.loads((whole.folder / "metrics.json").read_text())["last"]
-    for name in ("miou", "pixel_accuracy", "class_accuracy", "fw_iou", "boundary_f1", "checkerboard", "loss/pixel_class"):
+    for name in (
+        "miou",
+        "pixel_accuracy",
+        "class_accuracy",
+        "fw_iou",
+        "boundary_f1",
+        "checkerboard",
+        "loss/pixel_class",
+    ):
         assert np.isfinite(last[f"val/{name}"])
     assert {path.name for path in (whole.folder / "pictures").iterdir()} >= {"latest.png", "confusion.png"}
 
@@ -102,7 +110,9 @@ def test_class_weights_are_counted_and_kept(tmp_path: Path) -> None:
 
 
 def test_dice_is_a_second_term(tmp_path: Path) -> None:
-    run = trained(tmp_path, "model/criteria=cross_entropy_dice", "loss=segmentation_dice", "loss.weights.pixel_dice=0.5")
+    run = trained(
+        tmp_path, "model/criteria=cross_entropy_dice", "loss=segmentation_dice", "loss.weights.pixel_dice=0.5"
+    )
     last = json.loads((run.folder / "metrics.json").read_text())["last"]
     assert 0 < last["val/loss/pixel_dice"] < 1
 
@@ -122,7 +132,9 @@ def test_border_weights_change_the_loss(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("task", "model"), [("segmentation", "faster_rcnn_fpn"), ("detection", "segnet_basic")])
 def test_task_and_model_that_do_not_belong_together_are_refused(task: str, model: str) -> None:
-    config = compose("train", ["experiment=none", f"model={model}", f"task={task}", "model/backbone=tiny"][: 3 + (model[0] == "f")])
+    config = compose(
+        "train", ["experiment=none", f"model={model}", f"task={task}", "model/backbone=tiny"][: 3 + (model[0] == "f")]
+    )
     with pytest.raises(ValueError, match="choose task= and model= that belong together"):
         build_task(config, build(config.data))
 

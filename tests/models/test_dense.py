@@ -63,7 +63,7 @@ def test_contracts_with_auxiliary_head_and_dice() -> None:
 
 @pytest.mark.parametrize("upsample", ["nearest", "nails", "bilinear", "transposed_k3", "resize_conv", "pixel_shuffle"])
 def test_contracts_with_each_upsampler(upsample: str) -> None:
-    assert_semantic_model(built("segnet_basic", f"model/upsample@model.neck.upsample={upsample}"), ["pixel_class"])
+    assert_semantic_model(built("segnet_basic", f"model/neck/upsample={upsample}"), ["pixel_class"])
 
 
 @pytest.mark.parametrize("join", ["add", "concat"])

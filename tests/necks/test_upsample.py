@@ -1,4 +1,4 @@
-"""The upsampling kit: every part of conf/model/upsample keeps one contract, and is what it is called."""
+"""The upsampling kit: every part of conf/model/neck/upsample keeps one contract, and is what it is called."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from quadrat.ops.checkerboard import checkerboard_index, overlap_counts
 from quadrat.ops.unpool import bilinear, max_pool, nearest
 
 KIT = {
-    file.stem: build(OmegaConf.load(file)) for file in sorted((conf_dir() / "model" / "upsample").glob("*.yaml"))
+    file.stem: build(OmegaConf.load(file))
+    for file in sorted((conf_dir() / "model" / "neck" / "upsample").glob("*.yaml"))
 } | {
     "transposed_k5": partial(Transposed, kernel=5),
     "transposed_k1": partial(Transposed, kernel=1),

@@ -4,32 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
-from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from quadrat.backbones.base import Backbone, Features
 from quadrat.heads.pixels import PixelHead, chosen
 from quadrat.losses.pixels import PixelLoss
 from quadrat.models.base import IMAGENET_MEAN, IMAGENET_STD, Model, Normalise
+from quadrat.models.labelling import Argmax, Labelling, semantic_maps, semantic_of
 from quadrat.models.tiles import Tiles
 from quadrat.ops.checkerboard import checkerboard_index
 from quadrat.ops.windows import crop, mirror
 from quadrat.structures import Batch, Schema, SemanticMap
-
-
-class Labelling(Protocol):
-    """From the scores (S, H, W) of a picture and its uint8 pixels (3, H, W) to the class of every pixel (H, W)."""
-
-    def __call__(self, scores: Tensor, image: Tensor) -> Tensor: ...
-
-
-class Argmax:
-    """Every pixel for itself."""
-
-    def __call__(self, scores: Tensor, image: Tensor) -> Tensor:
-        return scores.argmax(0).to(torch.uint8)
 
 
 class Unpadded:
@@ -120,25 +106,18 @@ class Dense(Model):
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The criteria of the scores, and the first of them of every auxiliary head."""
-        if batch.semantic is None:
-            raise ValueError(
-                f"pictures {[t.image_id for t in batch.targets]} have no semantic map to learn from: choose data that has them "
-                f"(data=shapes, camvid, voc_segmentation, coco_painted ...)"
-            )
+        semantic = semantic_of(batch)
         terms = {}
         for name, criterion in self.criteria.items():
-            terms[name] = criterion(features["scores"], batch.semantic, batch.pixel_weights)
+            terms[name] = criterion(features["scores"], semantic, batch.pixel_weights)
         first: PixelLoss = next(iter(self.criteria.values()))
         for name in self.auxiliary:
-            terms[f"aux_{name}"] = first(features[f"aux_{name}"], batch.semantic, batch.pixel_weights)
+            terms[f"aux_{name}"] = first(features[f"aux_{name}"], semantic, batch.pixel_weights)
         return terms
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[SemanticMap]:
         """The class of every pixel of each image, without the padding."""
-        return [
-            SemanticMap(self.labelling(scores[:, : t.size[0], : t.size[1]], image[:, : t.size[0], : t.size[1]]))
-            for scores, image, t in zip(features["scores"], batch.images, batch.targets, strict=True)
-        ]
+        return semantic_maps(features["scores"], batch, self.labelling)
 
     def readings(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """How unlike the phases of the scores modulo 2 are: the pattern that an upsampling leaves."""

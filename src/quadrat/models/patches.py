@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from quadrat.backbones.window import WindowNet
 from quadrat.models.base import IMAGENET_MEAN, IMAGENET_STD, Model, Normalise
-from quadrat.models.dense import Argmax, Labelling
+from quadrat.models.labelling import Argmax, Labelling, semantic_maps, semantic_of
 from quadrat.ops.windows import surround, windows_at
 from quadrat.structures import IGNORE_INDEX, Batch, Schema, SemanticMap
 
@@ -172,24 +172,6 @@ class Patches(Model):
 
     def shared(self) -> Sequence[nn.Module]:
         return (self.net,)
-
-
-def semantic_of(batch: Batch) -> Tensor:
-    """The semantic maps (B, H, W) of a batch; ValueError names the pictures and the remedy where there are none."""
-    if batch.semantic is None:
-        raise ValueError(
-            f"pictures {[t.image_id for t in batch.targets]} have no semantic map to learn from: choose data that has them "
-            f"(data=shapes, camvid, voc_segmentation, coco_painted ...)"
-        )
-    return batch.semantic
-
-
-def semantic_maps(scores: Tensor, batch: Batch, labelling: Labelling) -> list[SemanticMap]:
-    """The class of every pixel of each image from scores (B, S, H, W), without the padding."""
-    return [
-        SemanticMap(labelling(own[:, : t.size[0], : t.size[1]], image[:, : t.size[0], : t.size[1]]))
-        for own, image, t in zip(scores, batch.images, batch.targets, strict=True)
-    ]
 
 
 def assemble(

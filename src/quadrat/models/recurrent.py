@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from quadrat.backbones.window import WindowNet
 from quadrat.models.base import IMAGENET_MEAN, IMAGENET_STD, Model, Normalise
-from quadrat.models.dense import Argmax, Labelling
-from quadrat.models.patches import Scanner, semantic_maps, semantic_of
+from quadrat.models.labelling import Argmax, Labelling, semantic_maps, semantic_of
+from quadrat.models.patches import Scanner
 from quadrat.ops.windows import mirror, surround
 from quadrat.structures import Batch, Schema, SemanticMap
 

@@ -83,7 +83,7 @@ class MaxUnpool(Upsampler):
         if indices is None:
             raise ValueError(
                 "max-unpooling needs the places that an encoder's max-pooling remembered, and this encoder remembers none; "
-                "take model/backbone=pooled, or another upsampler (model/upsample)"
+                "take model/backbone=pooled, or another upsampler (model/neck/upsample)"
             )
         return max_unpool(self.channels(x), indices, size)
 

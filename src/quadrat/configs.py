@@ -98,8 +98,14 @@ def build(config: Any, **more: Any) -> Any:
             return hydra.utils.instantiate(config, _convert_="all")
         waiting = hydra.utils.instantiate(config, _convert_="all", _partial_=True)
     except hydra.errors.InstantiationException as error:
-        if error.__cause__ is not None:
-            raise error.__cause__ from None
+        cause = error.__cause__
+        if isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause):
+            raise ValueError(
+                f"{cause}: settings of another part; an experiment's settings are for its own parts (the default one's too), "
+                f"begin with experiment=none to choose others"
+            ) from cause
+        if cause is not None:
+            raise cause from None
         raise
     return waiting(**more)
 
@@ -131,7 +137,9 @@ def tiled(model: dict[str, Any], size: Any, overlap: int) -> dict[str, Any]:
     if size is None:
         return model
     if "tiles" not in model:
-        raise ValueError(f"tiles={size} is for models that score every pixel of a picture, not for {model['_target_']}")
+        raise ValueError(f"tiles={size}: {model['_target_']} does not score pictures as a whole, and takes no tiles")
+    if not OmegaConf.is_list(size) or len(size) != 2:
+        raise ValueError(f"tiles={size}: give a height and a width, tiles=[512,512]")
     return {**model, "tiles": {"_target_": "quadrat.models.tiles.Tiles", "size": size, "overlap": overlap}}
 
 

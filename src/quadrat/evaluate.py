@@ -47,7 +47,9 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     )
     trainer.test(task, dataloaders=data.evaluation_dataloader(config.split), verbose=False)
     results = {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()}
-    run.write_json(folder / "metrics.json", {"checkpoint": str(checkpoint), "split": config.split, **results})
+    run.write_json(
+        folder / "metrics.json", {"checkpoint": str(checkpoint), "split": config.split, **_tiles(config), **results}
+    )
     kept = collector.keeper.finish()
     for name, picture in collector.figures.items():
         write_image(folder / f"{name}.png", picture)
@@ -55,6 +57,10 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     print(f"\n{collector.table}\n\n  {checkpoint.name} on {config.split}; metrics and {kept} in {folder}\n")
     _track(settings, config, run, {f"{config.split}/{name}": value for name, value in results.items()})
     return results
+
+
+def _tiles(config: DictConfig) -> dict[str, Any]:
+    return {} if config.tiles is None else {"tiles": str(config.tiles), "overlap": config.overlap}
 
 
 def _track(settings: DictConfig, config: DictConfig, run: Run, numbers: dict[str, float]) -> None:

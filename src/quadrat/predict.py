@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +39,7 @@ def predict(config: DictConfig) -> Path:
     run = Run.open(config.run)
     source = Path(str(config.source)).expanduser()
     files = pictures(source)
-    model, schema, augment, device = _load(run, config)
+    model, schema, see = _load(run, config)
     output = Path(config.output or run.folder / "predictions")
     if output.resolve() in (source.resolve(), source.resolve().parent):
         raise ValueError(
@@ -48,7 +50,7 @@ def predict(config: DictConfig) -> Path:
     # the bar appears only where one has to wait
     for file in tqdm(files, desc="predicting", unit="picture", delay=2):
         image = read_image(file)
-        found = see(model, augment, image, device)
+        found = see(image)
         name = _name(file, source)
         drawing = output / drawings[file]
         drawing.parent.mkdir(parents=True, exist_ok=True)
@@ -83,8 +85,8 @@ def _drawings(files: list[Path], source: Path) -> dict[Path, Path]:
     }
 
 
-def _load(run: Run, config: DictConfig) -> tuple[Model, Schema, Augment, torch.device]:
-    """The model with its weights, its classes as the checkpoint names them, and how pictures are made ready for it."""
+def _load(run: Run, config: DictConfig) -> tuple[Model, Schema, Callable[[Any], Result]]:
+    """The model with its weights, its classes as the checkpoint names them, and what it sees in a picture (H, W, 3)."""
     import torch
 
     from quadrat.structures import Schema
@@ -96,21 +98,23 @@ def _load(run: Run, config: DictConfig) -> tuple[Model, Schema, Augment, torch.d
     model = build(tiled(plain, config.tiles, config.overlap), schema=schema)
     load_weights(model, checkpoint)
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return model.eval().to(device), schema, build(settings.data.eval_augment), device
+    model, augment = model.eval().to(device), build(settings.data.eval_augment)
+    return model, schema, partial(see, model, augment, device, settings.data.divisor)
 
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def see(model: Model, augment: Augment, image: Any, device: torch.device) -> Result:
+def see(model: Model, augment: Augment, device: torch.device, divisor: int, image: Any) -> Result:
     """What a model sees in one uint8 RGB picture (H, W, 3), in its own frame."""
     import torch
 
     from quadrat.structures import Batch, Sample, Targets
 
     size = (int(image.shape[0]), int(image.shape[1]))
-    batch = Batch.collate([augment(Sample(image, Targets.make([], [], size, "picture")), seed=0)]).to(device)
+    sample = augment(Sample(image, Targets.make([], [], size, "picture")), seed=0)
+    batch = Batch.collate([sample], divisor=divisor).to(device)
     with torch.inference_mode():
         return model.predict(model.features(batch), batch)[0].cpu().rescaled(size)
 

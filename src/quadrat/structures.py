@@ -76,7 +76,7 @@ class Targets:
 
     ``boxes`` (M, 4), ``labels`` (M,), ``ignore`` (M,) true for VOC's difficult and COCO's crowd, ``areas`` (M,) in pixels,
     ``size`` and ``original_size`` (H, W), ``keypoints`` (M, K, 3), ``semantic`` (H, W) uint8, ``pixel_weights`` (H, W)
-    float32: what a pixel weighs beside its class.
+    float32: what a pixel weighs beside its class, ``original_semantic`` the map as it was at ``original_size``, for scores.
     Raises ValueError naming the image, the row and the value when something is outside the conventions.
     """
 
@@ -92,6 +92,7 @@ class Targets:
     captions: tuple[str, ...] | None = None
     semantic: Tensor | None = None
     pixel_weights: Tensor | None = None
+    original_semantic: Tensor | None = None
 
     @classmethod
     def make(

@@ -119,6 +119,13 @@ def test_class_weights_given_are_not_counted() -> None:
     assert given.weights.tolist() == [1, 3]
 
 
+def test_class_weights_of_the_config_hold_against_a_checkpoint() -> None:
+    """A run that begins from another's weights has its own class weights."""
+    given = ClassWeights(2, [1, 3])
+    given.load_state_dict(ClassWeights(2).state_dict())
+    assert given.weights.tolist() == [1, 3]
+
+
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
@@ -149,6 +156,13 @@ def test_focal_by_hand_and_gamma_zero_is_cross_entropy() -> None:
     torch.testing.assert_close(
         PixelFocal(3, gamma=0.0)(scores, target, None), PixelCrossEntropy(3)(scores, target, None)
     )
+
+
+def test_focal_takes_weights_of_pixels() -> None:
+    """The second pixel weighs 3 more: 1 + 4 over two pixels."""
+    scores, target = torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]])
+    got = PixelFocal(2, gamma=1)(scores, target, torch.tensor([[[0.0, 3.0]]]))
+    assert got.item() == pytest.approx(5 * 0.5 * math.log(2) / 2)
 
 
 def test_focal_gradient_is_finite_where_a_pixel_is_certain() -> None:

@@ -1,5 +1,7 @@
 """Scores of pixels: by hand, against torchmetrics and scikit-image, on several ranks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,14 @@ def test_found_at_another_size_is_brought_to_the_truth() -> None:
     assert measured(([[0, 0, 1, 1], [0, 0, 1, 1]], [[0, 1]]))["miou"] == 1
 
 
+def test_a_resized_picture_is_scored_in_its_own_frame() -> None:
+    """The original map decides, where it was kept: half of the cat's pixels were lost on the way to the smaller frame."""
+    target = replace(truth([[0, 1]]), original_semantic=torch.tensor([[0, 1, 1, 1]], dtype=torch.uint8))
+    metric = PixelScores(CLASSES)
+    metric.update([seen([[0, 1]])], [target])
+    assert metric.compute()["pixel_accuracy"] == pytest.approx(3 / 4)
+
+
 def test_truth_beyond_the_classes_is_refused() -> None:
     with pytest.raises(ValueError, match="the truth has 7"):
         confusion(torch.tensor([[7]], dtype=torch.uint8), torch.tensor([[0]], dtype=torch.uint8), 3)
@@ -145,10 +155,39 @@ def test_boundary_of_one_class_everywhere() -> None:
     assert boundary_f1(square(0, 0), square(0, 0), 0.02) == [1.0]
 
 
-def test_boundary_beside_ignored_pixels_is_the_same_for_both() -> None:
-    labels = square(10, 30)
-    labels[:, 30:] = 255
-    assert boundary_f1(labels, square(10, 40), 0.02)[0] > 0
+def banded(side: int = 60) -> np.ndarray:
+    """A square with a band of two ignored pixels around it, as Pascal's outlines."""
+    labels = square(20, 40, side)
+    labels[18:42, 18:42] = 255
+    labels[20:40, 20:40] = 1
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (square(20, 40, 60), [1.0, 1.0]),
+        (np.ones((60, 60), np.uint8), [0.0, 0.0]),  # nothing but cat: the band is no boundary of its own
+        (np.zeros((60, 60), np.uint8), [0.0, 0.0]),
+        (square(2, 12, 60), [0.0, 0.0]),
+    ],
+    ids=["right", "all cat", "all background", "elsewhere"],
+)
+def test_boundary_is_not_earned_by_ignored_pixels(found: np.ndarray, expected: list[float]) -> None:
+    assert boundary_f1(banded(), found, 0.03) == pytest.approx(expected, abs=0.03)
+
+
+def test_boundary_f1_is_the_mean_over_classes_then_pictures() -> None:
+    """One picture of one class, right: 1. One of two classes, both wrong: 0. Not 1 of 3."""
+    found = measured((square(0, 0), square(0, 0)), (square(10, 30), square(0, 0)))
+    assert found["boundary_f1"] == pytest.approx(0.5)
+
+
+def test_boundary_f1_is_the_same_for_the_transposed_picture() -> None:
+    generator = np.random.default_rng(1)
+    wanted, found = (generator.random((30, 44)) < 0.5 for _ in range(2))
+    wanted, found = wanted.astype(np.uint8), found.astype(np.uint8)
+    assert boundary_f1(wanted, found, 0.05) == pytest.approx(boundary_f1(wanted.T, found.T, 0.05))
 
 
 def test_boundary_f1_equals_distances_by_brute_force() -> None:
@@ -156,15 +195,14 @@ def test_boundary_f1_equals_distances_by_brute_force() -> None:
     wanted = (generator.random((24, 30)) < 0.5).astype(np.uint8)
     wanted[:12] = 0
     found = np.roll(wanted, 2, axis=1)
-    reach = max(1, round(0.05 * float(np.hypot(24, 30))))
+    reach = 0.05 * float(np.hypot(24, 30))
     expected = []
     for label in (0, 1):
         edges = [_edge(labels == label) for labels in (wanted, found)]
-        near = np.hypot(*(edges[0][:, None] - edges[1][None]).transpose(2, 0, 1)) <= reach + 0.5
+        near = np.hypot(*(edges[0][:, None] - edges[1][None]).transpose(2, 0, 1)) <= reach
         recall, precision = near.any(1).mean(), near.any(0).mean()
         expected.append(2 * precision * recall / (precision + recall))
-    # cv2's ellipse is within half a pixel of a disc
-    assert boundary_f1(wanted, found, 0.05) == pytest.approx(expected, abs=0.02)
+    assert boundary_f1(wanted, found, 0.05) == pytest.approx(expected)
 
 
 def _edge(inside: np.ndarray) -> np.ndarray:

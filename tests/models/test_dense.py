@@ -6,6 +6,7 @@ from torch import nn
 
 from contracts import SCHEMA, assert_semantic_model, drawn, maps_of
 from quadrat.configs import build, compose
+from quadrat.data.shapes import Shapes
 from quadrat.models.dense import Dense, Unpadded
 from quadrat.models.tiles import Tiles
 from quadrat.structures import Batch, Schema
@@ -86,6 +87,23 @@ def test_unpooling_needs_an_encoder_that_remembers() -> None:
         model.features(Batch.collate(drawn()))
 
 
+@pytest.mark.parametrize("criteria", ["focal", "cross_entropy_dice", "inverse_sqrt", "median_frequency"])
+@pytest.mark.parametrize("model", [*MODELS, "segnet_paper", "deconvnet_paper", "fcn_resnet", "patch_segmentation"])
+def test_every_model_takes_every_criterion(model: str, criteria: str) -> None:
+    assert "pixel_class" in on_meta(model, f"model/criteria={criteria}").criteria
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "tiny"])
+def test_decoder_with_levels_that_are_not_halvings_is_refused(backbone: str) -> None:
+    with pytest.raises(ValueError, match=r"model\.neck\.levels"):
+        on_meta("unet" if backbone == "resnet50" else "segnet_basic", f"model/backbone={backbone}")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_nothing_from_scratch_is_frozen(model: str) -> None:
+    assert all(parameter.requires_grad for parameter in on_meta(model).parameters())
+
+
 # --- the papers' shapes ---
 
 
@@ -116,7 +134,7 @@ def test_deconvnet_paper_goes_to_one_cell_and_back() -> None:
 
 def test_deconvnet_too_small_a_picture_is_refused() -> None:
     with pytest.raises(ValueError, match="224 pixels or more"):
-        on_meta("deconvnet_paper").scores(torch.empty(1, 3, 96, 96, device="meta"))
+        on_meta("deconvnet_paper").scores(torch.empty(1, 3, 96, 96, device="meta"), None)
 
 
 def test_segnet_paper_has_vgg16_and_its_mirror() -> None:
@@ -145,10 +163,10 @@ def test_unpadded_sizes(wanted: int, sizes: tuple[int, int]) -> None:
 def test_unpadded_output_lies_over_its_picture() -> None:
     """Shift the picture by 16 (the coarsest stride): the scores away from the edges shift with it."""
     model = built("unet_paper", *MODELS["unet_paper"]).eval()
-    image = torch.randn(1, 3, 228, 228)
+    image, sizes = torch.randn(1, 3, 228, 228), torch.tensor([[228, 228]])
     with torch.no_grad():
-        whole = model.scores(image)["scores"][:, :, 100:116, 100:116]
-        moved = model.scores(image.roll((16, 16), (2, 3)))["scores"][:, :, 116:132, 116:132]
+        whole = model.scores(image, sizes)["scores"][:, :, 100:116, 100:116]
+        moved = model.scores(image.roll((16, 16), (2, 3)), sizes)["scores"][:, :, 116:132, 116:132]
     torch.testing.assert_close(moved, whole, atol=1e-4, rtol=1e-4)
 
 
@@ -158,7 +176,7 @@ def test_fcn_paper_sizes_and_crops() -> None:
     maps = model.backbone(torch.empty(1, 3, 500, 500, device="meta"))
     assert [maps[name].shape[-1] for name in ("pool3", "pool4", "fc7")] == [88, 44, 16]
     for name in ("fcn32s_paper", "fcn16s_paper", "fcn8s_paper"):
-        scores = on_meta(name, schema=VOC).scores(torch.empty(1, 3, 500, 500, device="meta"))["scores"]
+        scores = on_meta(name, schema=VOC).scores(torch.empty(1, 3, 500, 500, device="meta"), None)["scores"]
         assert scores.shape == (1, 21, 500, 500)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(134.5e6, rel=0.005)
 
@@ -203,6 +221,28 @@ def test_fcn16s_begins_as_fcn32s() -> None:
         expected, got = (model.eval().features(batch)["scores"] for model in (coarse, fine))
     inside = (..., slice(32, -32), slice(32, -32))
     assert (expected[inside] - got[inside]).abs().max() < 0.15 * expected.abs().max()
+
+
+def test_fcn8s_at_once_scales_its_skips() -> None:
+    """The released at-once net multiplies pool4 by 0.01 and pool3 by 0.0001 before their scorers."""
+    plain, scaled = (
+        built("fcn8s", "model/backbone=tiny"),
+        built("fcn8s", "model/backbone=tiny", "model.head.scales=[1,0.01,0.0001]"),
+    )
+    scaled.load_state_dict(plain.state_dict())
+    for name, scale in (("c4", 0.01), ("c3", 0.0001)):
+        plain.head.score[name].weight.data *= scale
+    batch = Batch.collate(drawn())
+    with torch.no_grad():
+        expected, got = (model.eval().features(batch)["scores"] for model in (plain, scaled))
+    torch.testing.assert_close(got, expected)
+
+
+def test_unpadded_picture_does_not_depend_on_the_padding_of_its_batch() -> None:
+    model = built("unet_paper", *MODELS["unet_paper"]).eval()
+    sample = Shapes("padding", count=1, size=(64, 100))[0]
+    seen = [model.features(Batch.collate([sample], divisor=d))["scores"][..., :64, :100].detach() for d in (1, 128)]
+    torch.testing.assert_close(seen[0], seen[1], atol=1e-4, rtol=1e-4)
 
 
 def test_full_resolution_never_downsamples() -> None:

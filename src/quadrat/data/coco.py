@@ -75,9 +75,12 @@ class COCO:
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
+        return Sample(read_annotated_image(self._pictures[index], self.size(index), self._json), self.truth(index))
+
+    def truth(self, index: int) -> Targets:
+        """The truth of a picture without decoding it."""
         size, rows = self.size(index), self._objects.rows(index)
-        image = read_annotated_image(self._pictures[index], size, self._json)
-        targets = Targets.make(
+        return Targets.make(
             size=size,
             image_id=self._ids[index],
             areas=self._areas[rows].copy(),
@@ -85,7 +88,6 @@ class COCO:
             keypoints=None if self._keypoints is None else torch.from_numpy(self._keypoints[rows].copy()),
             **self._objects.truth(index),
         )
-        return Sample(image, targets)
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of a picture without decoding it."""

@@ -183,7 +183,7 @@ def pixel_counts(source: Source) -> PixelCounts:
     classes = len(source.schema.pixel_classes)
     pixels, shared = torch.zeros(classes, dtype=torch.int64), torch.zeros(classes, dtype=torch.int64)
     for index in tqdm(range(len(source)), desc="counting pixels", unit="map", delay=2, leave=False):
-        labels = _semantic(source, index)
+        labels = semantic_of(source, index)
         counts = torch.bincount(labels.reshape(-1), minlength=256)
         beyond = counts[classes:IGNORE_INDEX].nonzero()
         if len(beyond):
@@ -196,7 +196,7 @@ def pixel_counts(source: Source) -> PixelCounts:
     return PixelCounts(pixels, shared)
 
 
-def _semantic(source: Source, index: int) -> Tensor:
+def semantic_of(source: Source, index: int) -> Tensor:
     if isinstance(source, MapSource):
         return source.semantic(index)
     targets = source[index].targets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from quadrat import signals
 from quadrat.data.augment import Augment
-from quadrat.data.label_maps import pixel_counts
+from quadrat.data.label_maps import pixel_counts, semantic_of
 from quadrat.data.order import EvaluationOrder, Key, TrainingOrder
 from quadrat.data.source import Source
 from quadrat.structures import IGNORE_INDEX, Batch, Sample, Schema, Targets
@@ -53,10 +54,26 @@ class Batches(Dataset[Batch]):
         sample = self.source[index]
         _check_labels(sample.targets, self.source.schema)
         _check_semantic(sample.targets, self.source.schema)
+        return self.change(sample, seed)
+
+    def change(self, sample: Sample, seed: int) -> Sample:
+        """A picture of the source, augmented and with its pixels weighed."""
         changed = self.augment(sample, seed)
         if self.weigh_pixels is None:
             return changed
         return changed._replace(targets=self.weigh_pixels(changed.targets))
+
+
+class EvaluationBatches(Batches):
+    """The like for evaluation: a whole picture that was resized keeps its semantic map, so that scores are of its own frame."""
+
+    def change(self, sample: Sample, seed: int) -> Sample:
+        changed, before = super().change(sample, seed), sample.targets
+        if before.semantic is None or changed.targets.size == before.size:
+            return changed
+        if changed.targets.original_size != before.size:  # a part of the picture
+            return changed
+        return changed._replace(targets=replace(changed.targets, original_semantic=before.semantic))
 
 
 def _check_labels(targets: Targets, schema: Schema) -> None:
@@ -84,6 +101,9 @@ class First(Source):
 
     def size(self, index: int) -> tuple[int, int]:
         return self.source.size(index)
+
+    def semantic(self, index: int) -> torch.Tensor:
+        return semantic_of(self.source, index)
 
 
 class DataModule(LightningDataModule):
@@ -186,7 +206,7 @@ class DataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(
-            self._batches(self.source("train"), self.train_augment),
+            Batches(self.source("train"), self.train_augment, **self._how()),
             self._training_order(),
         )
 
@@ -195,10 +215,10 @@ class DataModule(LightningDataModule):
         source = self.source(stage)
         rank, world_size = self._place
         order = EvaluationOrder(len(source), self.eval_batch_size, rank=rank, world_size=world_size)
-        return self._loader(self._batches(source, self.eval_augment), order)
+        return self._loader(EvaluationBatches(source, self.eval_augment, **self._how()), order)
 
-    def _batches(self, source: Source, augment: Augment) -> Batches:
-        return Batches(source, augment, seed=self.seed, divisor=self.divisor, weigh_pixels=self.weigh_pixels)
+    def _how(self) -> dict[str, Any]:
+        return {"seed": self.seed, "divisor": self.divisor, "weigh_pixels": self.weigh_pixels}
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Without waiting: the pages are pinned, and the copy runs while the host prepares the step."""

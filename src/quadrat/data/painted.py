@@ -11,12 +11,12 @@ import torch
 from faster_coco_eval.core import mask as mask_api
 from torch import Tensor
 
-from quadrat.data.source import Source
+from quadrat.data.coco import COCO
 from quadrat.structures import IGNORE_INDEX, Mask, Sample, Schema, Targets
 
 
 class Painted:
-    """The pictures of a source whose objects have masks, with the semantic map that these make.
+    """The pictures of a folder in COCO's layout, with the semantic map that the masks of their objects make.
 
     A pixel has the class of the objects on it; where their classes differ it is ignored, as in torchvision's references,
     and so are crowds, what is difficult, and the whole box of an object without a mask. The rest is background.
@@ -24,7 +24,7 @@ class Painted:
 
     schema: Schema
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: COCO) -> None:
         if len(source.schema.pixel_classes) > IGNORE_INDEX or source.schema.background is None:
             raise ValueError(
                 f"a painted map holds a background and up to {IGNORE_INDEX - 1} classes, got the background "
@@ -39,12 +39,16 @@ class Painted:
         image, targets = self.source[index]
         return Sample(image, replace(targets, semantic=paint(targets)))
 
+    def semantic(self, index: int) -> Tensor:
+        """The semantic map (H, W) uint8 of a picture without decoding the picture."""
+        return paint(self.source.truth(index))
+
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of a picture without decoding it."""
         return self.source.size(index)
 
 
-def painted(split: str, source: Callable[..., Source], **options: Any) -> Painted:
+def painted(split: str, source: Callable[..., COCO], **options: Any) -> Painted:
     """One split of a source that is made for a split with these options, painted."""
     return Painted(source(split=split, **options))
 

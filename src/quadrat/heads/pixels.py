@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quadrat.backbones.base import Features
-from quadrat.ops.unpool import bilinear_kernel
+from quadrat.ops.unpool import bilinear_kernel, fit
 from quadrat.ops.windows import crop
 
 
@@ -30,16 +30,13 @@ class PixelHead(nn.Module):
 class LinearScores(PixelHead):
     """One convolution from a map to the scores of S classes; ``map`` null: the finest one."""
 
-    def __init__(
-        self, upstream: Features, num_classes: int, *, map: str | None = None, kernel: int = 1, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, upstream: Features, num_classes: int, *, map: str | None = None, kernel: int = 1) -> None:
         super().__init__()
         self.map = chosen(upstream, map)
-        self.dropout = nn.Dropout2d(dropout)
         self.scores = nn.Conv2d(upstream.out_channels[self.map], num_classes, kernel, padding=kernel // 2)
 
     def forward(self, maps: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
-        return resized(self.scores(self.dropout(maps[self.map])), size)
+        return resized(self.scores(maps[self.map]), size)
 
 
 class HiddenScores(PixelHead):
@@ -91,7 +88,6 @@ class SkipScores(PixelHead):
         *,
         scales: Sequence[float] | None = None,
         offsets: Sequence[int] | None = None,
-        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         missing = [name for name in maps if name not in upstream.out_channels]
@@ -108,13 +104,12 @@ class SkipScores(PixelHead):
         if len(self.scales) != len(maps) or (self.offsets is not None and len(self.offsets) != len(maps)):
             raise ValueError(f"{len(maps)} skips need as many scales and offsets, got {scales} and {offsets}")
         self.staged = tuple(f"{part}.{name}." for name in maps[1:] for part in ("score", "up"))
-        self.dropout = nn.Dropout2d(dropout)
         self.score = nn.ModuleDict({name: _zero_scorer(upstream.out_channels[name], num_classes) for name in maps})
         self.up = nn.ModuleDict({name: _bilinear_doubling(num_classes) for name in maps[1:]})
 
     def forward(self, maps: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
         first = self.maps[0]
-        scores = self.score[first](self.dropout(maps[first]) * self.scales[0])
+        scores = self.score[first](maps[first] * self.scales[0])
         for place, name in enumerate(self.maps[1:], start=1):
             own = self.score[name](maps[name] * self.scales[place])
             above = self.up[name](scores)
@@ -148,9 +143,7 @@ def _bilinear_doubling(num_classes: int) -> nn.ConvTranspose2d:
 
 def fitted(maps: Tensor, size: tuple[int, int], offset: int) -> Tensor:
     """The part of this size from ``offset`` on; the last row or column repeated where a map of odd size falls short."""
-    part = crop(maps, size, (offset, offset))
-    lacking = (0, size[1] - part.shape[3], 0, size[0] - part.shape[2])
-    return functional.pad(part, lacking, mode="replicate") if any(lacking) else part
+    return fit(maps[:, :, offset:, offset:], size)
 
 
 def chosen(upstream: Features, name: str | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,11 @@ class ClassWeights(nn.Module):
         """Take the weights from the pixels of each class (S,), and all pixels of the pictures where it occurs (S,)."""
         if self.scheme is not None:
             self.weights.copy_(SCHEMES[self.scheme](pixels.double(), in_pictures.double()))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        if self.scheme is None:  # what the config gives holds, also for a run that begins from another's weights
+            state_dict[f"{prefix}weights"] = self.weights
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def median_frequency(pixels: Tensor, in_pictures: Tensor) -> Tensor:
@@ -102,7 +107,10 @@ NORMALISERS = {
 
 
 class PixelFocal(nn.Module):
-    """Cross-entropy times (1 - p) ** gamma, the mean over labelled pixels (Lin et al., ICCV 2017, eq. 4, without alpha)."""
+    """Cross-entropy times (1 - p) ** gamma, the mean over labelled pixels (Lin et al., ICCV 2017, eq. 4, without alpha).
+
+    A pixel of weight w counts 1 + w times, as in `PixelCrossEntropy`.
+    """
 
     def __init__(self, num_classes: int, *, gamma: float = 2.0) -> None:
         super().__init__()
@@ -113,11 +121,15 @@ class PixelFocal(nn.Module):
         terms = functional.cross_entropy(scores.float(), target.long(), ignore_index=IGNORE_INDEX, reduction="none")
         # 1 - p from its logarithm: exact where p is near 1
         focus = (-torch.expm1(-terms)).clamp(min=1e-12) ** self.gamma
-        return (focus * terms * labelled).sum() / labelled.sum().clamp(min=1)
+        weight = labelled if weights is None else labelled * (1 + weights)
+        return (focus * terms * weight).sum() / labelled.sum().clamp(min=1)
 
 
 class PixelDice(nn.Module):
-    """1 - the mean Dice coefficient of the classes that the batch shows (Milletari et al., 3DV 2016, soft, unsquared)."""
+    """1 - the mean Dice coefficient of the classes that the batch shows (Milletari et al., 3DV 2016, soft, unsquared).
+
+    It is of regions and takes no weights of pixels.
+    """
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -22,8 +22,9 @@ class PixelScores(Metric):
 
     ``pixel_accuracy``, ``class_accuracy`` (mean over the classes that the truth shows), ``miou`` (mean over the classes that
     truth or prediction shows, background included), ``fw_iou`` (weighted by the truth's pixels), ``iou/<class>``: Long et al.,
-    CVPR 2015, section 5. ``boundary_f1``: mean over pictures and their classes of the F1 of boundary pixels within
-    ``tolerance`` of the diagonal (Csurka et al., BMVC 2013). Pixels of 255 count for nothing. Every rank sees the same result.
+    CVPR 2015, section 5. ``boundary_f1``: the F1 of boundary pixels within ``tolerance`` of the diagonal, the mean over a
+    picture's classes, then over pictures (Csurka et al., BMVC 2013; SegNet). Pixels of 255 count for nothing. Every rank sees
+    the same result.
     """
 
     is_differentiable = False
@@ -46,17 +47,19 @@ class PixelScores(Metric):
         return (*ALWAYS, *(f"iou/{name}" for name in self.classes))
 
     def update(self, results: Sequence[SemanticMap], targets: Sequence[Targets]) -> None:
-        """Add pictures: the map seen in each, in any frame of it, and its truth."""
+        """Add pictures: the map seen in each, and its truth; compared in the original frame where its truth was kept."""
         for found, target in zip(results, targets, strict=True):
-            if target.semantic is None:
+            truth = target.semantic if target.original_semantic is None else target.original_semantic
+            if truth is None:
                 raise ValueError(
                     f"image {target.image_id} has no semantic map to compare with; is this the right data?"
                 )
-            labels = found.rescaled(target.size).labels
-            counts = confusion(target.semantic.to(labels.device), labels, len(self.classes))
+            labels = found.rescaled((truth.shape[0], truth.shape[1])).labels
+            counts = confusion(truth.to(labels.device), labels, len(self.classes))
             self.confusion = self.confusion + counts
-            f1 = boundary_f1(target.semantic.numpy(), labels.cpu().numpy(), self.tolerance)
-            self.boundaries = self.boundaries + self.boundaries.new_tensor([sum(f1), len(f1)])
+            f1 = boundary_f1(truth.numpy(), labels.cpu().numpy(), self.tolerance)
+            if f1:
+                self.boundaries = self.boundaries + self.boundaries.new_tensor([sum(f1) / len(f1), 1])
 
     def compute(self) -> dict[str, float]:
         """The named numbers; warns and gives zeros when no pixel had a class."""
@@ -106,29 +109,40 @@ def scores(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
 
 
 def boundary_f1(truth: np.ndarray, labels: np.ndarray, tolerance: float) -> list[float]:
-    """F1 of the boundary of each class that the truth (H, W) shows; pixels without a class have no boundary."""
-    reach = max(1, round(tolerance * float(np.hypot(*truth.shape))))
-    near = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
-    labels = np.where(truth == IGNORE_INDEX, IGNORE_INDEX, labels).astype(np.uint8)
+    """F1 of the boundary of each class that the truth (H, W) shows, within a share ``tolerance`` of the diagonal.
+
+    What is found among pixels without a class counts only where a boundary is wanted.
+    """
+    reach = max(1.0, tolerance * float(np.hypot(*truth.shape)))
+    labelled = truth != IGNORE_INDEX
     return [
-        _f1(_boundary(truth, c), _boundary(labels, c), near) for c in np.unique(truth).tolist() if c != IGNORE_INDEX
+        _f1(_boundary(truth == c), _boundary(labels == c), labelled, reach) for c in np.unique(truth[labelled]).tolist()
     ]
 
 
-def _boundary(labels: np.ndarray, label: int) -> np.ndarray:
-    """The pixels of a class beside another class; the picture's own edge is no boundary: (H, W) uint8."""
-    inside = (labels == label).astype(np.uint8)
-    return inside - cv2.erode(inside, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE)
+def _boundary(inside: np.ndarray) -> np.ndarray:
+    """The pixels (H, W) of a class beside another one; the picture's own edge is no boundary."""
+    inside = inside.astype(np.uint8)
+    return (inside - cv2.erode(inside, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE)).astype(bool)
 
 
-def _f1(truth: np.ndarray, found: np.ndarray, near: np.ndarray) -> float:
+def _f1(truth: np.ndarray, found: np.ndarray, labelled: np.ndarray, reach: float) -> float:
     """Harmonic mean of the share of found pixels near the truth, and of the truth's near found ones."""
+    near_truth = _near(truth, reach)
+    found = found & (labelled | near_truth)
     wanted, given = int(truth.sum()), int(found.sum())
     if not wanted or not given:  # a class that fills the picture has no boundary, and then none should be found
         return float(wanted == given)
-    precision = int((found & cv2.dilate(truth, near)).sum()) / given
-    recall = int((truth & cv2.dilate(found, near)).sum()) / wanted
+    precision = int((found & near_truth).sum()) / given
+    recall = int((truth & _near(found, reach)).sum()) / wanted
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _near(boundary: np.ndarray, reach: float) -> np.ndarray:
+    """Where a boundary pixel is at most so far away, in pixels."""
+    if not boundary.any():
+        return np.zeros(boundary.shape, dtype=bool)
+    return cv2.distanceTransform((~boundary).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= reach
 
 
 def _table(matrix: np.ndarray, classes: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from quadrat.models.base import IMAGENET_MEAN, IMAGENET_STD, Model, Normalise
 from quadrat.models.labelling import Argmax, Labelling, semantic_maps, semantic_of
 from quadrat.models.tiles import Tiles
 from quadrat.ops.checkerboard import checkerboard_index
-from quadrat.ops.windows import crop, mirror
+from quadrat.ops.windows import crop, surround
 from quadrat.structures import Batch, Schema, SemanticMap
 
 
@@ -28,6 +28,17 @@ class Unpadded:
     def __init__(self, levels: int = 4, convs: int = 2) -> None:
         self.levels, self.lost = levels, 2 * convs
 
+    def __call__(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Images (B, D, H, W) with as much of each picture's mirror image around as is lost, and the size of what comes out.
+
+        What comes out begins where the images do.
+        """
+        (tall, height), (wide, width) = (self.sizes(length) for length in images.shape[2:])
+        before = (tall - height) // 2  # the same for every size
+        around = max(tall - images.shape[2], wide - images.shape[3]) - before
+        images = surround(images, sizes, around)
+        return crop(images, (tall, wide), (around - before, around - before)), (height, width)
+
     def sizes(self, wanted: int) -> tuple[int, int]:
         """The smallest possible input and output length with an output of at least ``wanted``."""
         output = wanted
@@ -40,6 +51,11 @@ class Unpadded:
         for _ in range(self.levels):  # back through the encoder
             length = 2 * length + self.lost
         return length, output
+
+
+def _whole(images: Tensor) -> Tensor:
+    """Sizes (B, 2) of pictures that fill their images."""
+    return images.new_tensor(images.shape[2:]).expand(len(images), 2)
 
 
 class Dense(Model):
@@ -80,29 +96,19 @@ class Dense(Model):
         """``scores`` and ``aux_<map>`` (B, S, H, W)."""
         images = self.normalise(batch.images, batch.sizes)
         if self.tiles is not None and not self.training:
-            return self.tiles(self.scores, images)
-        return self.scores(images)
+            return self.tiles(lambda tile: self.scores(tile, _whole(tile)), images)
+        return self.scores(images, batch.sizes)
 
-    def scores(self, images: Tensor) -> dict[str, Tensor]:
-        """The like of normalised images (B, 3, H, W)."""
-        size = (images.shape[2], images.shape[3])
-        inputs, outputs = images, size
+    def scores(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
+        """The like of normalised images (B, 3, H, W), whose pictures are of ``sizes`` (B, 2)."""
+        size = outputs = (images.shape[2], images.shape[3])
         if self.unpadded is not None:
-            inputs, outputs = self._surrounded(images, self.unpadded)
-        maps = self.backbone(inputs)
+            images, outputs = self.unpadded(images, sizes)
+        maps = self.backbone(images)
         found = {"scores": self.head({**maps, **self.neck(maps)}, outputs)}
         for name, head in self.auxiliary.items():
             found[f"aux_{name}"] = head(maps, outputs)
-        return {name: crop(scores, size) for name, scores in found.items()}
-
-    def _surrounded(self, images: Tensor, unpadded: Unpadded) -> tuple[Tensor, tuple[int, int]]:
-        """Images in the middle of as much of their mirror image as borders are lost, and the size of what comes out."""
-        lengths = [unpadded.sizes(length) for length in images.shape[2:]]
-        margins = []
-        for (wide, _), length in zip(lengths, images.shape[2:], strict=True):
-            margins.append(((wide - length) // 2, wide - length - (wide - length) // 2))
-        (top, bottom), (left, right) = margins
-        return mirror(images, left, right, top, bottom), (lengths[0][1], lengths[1][1])
+        return {name: crop(scores, size, (0, 0)) for name, scores in found.items()}
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The criteria of the scores, and the first of them of every auxiliary head."""

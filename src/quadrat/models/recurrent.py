@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +95,7 @@ def _nearest(planes: Tensor, size: Sequence[int]) -> Tensor:
 def assemble(
     schema: Schema,
     net: Callable[[int, int], WindowNet],
-    criterion: Callable[[int], nn.Module],
+    criteria: Mapping[str, Callable[[int], nn.Module]],
     *,
     scales: Sequence[float],
     scanner: Scanner,
@@ -103,8 +103,13 @@ def assemble(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Recurrent:
-    """Join parts that wait for the pixel classes of a data set."""
+    """Join parts that wait for the pixel classes of a data set; ValueError unless there is one criterion, of every instance."""
     classes = len(schema.pixel_classes)
+    if len(criteria) != 1:
+        raise ValueError(
+            f"every instance has the same one criterion, got {list(criteria)}; take model/criteria=cross_entropy"
+        )
+    (criterion,) = criteria.values()
     return Recurrent(
         net(3 + classes, classes),
         criterion(classes),

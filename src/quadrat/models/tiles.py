@@ -19,7 +19,9 @@ class Tiles:
 
     def __init__(self, size: tuple[int, int], overlap: int = 64) -> None:
         if not 0 <= overlap < min(size):
-            raise ValueError(f"tiles of {tuple(size)} pixels overlap by 0..{min(size) - 1}, got {overlap}")
+            raise ValueError(
+                f"tiles of {size[0]}x{size[1]} pixels overlap by 0..{min(size) - 1}, got {overlap}; overlap={min(size) // 4}"
+            )
         self.size, self.overlap = (int(size[0]), int(size[1])), overlap
 
     def __call__(self, score: Callable[[Tensor], Maps], images: Tensor) -> Maps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ Join = Literal["none", "add", "concat"]
 
 
 class Decoder(Features):
-    """From the map ``start`` up through ``levels`` of the encoder, c<l>, coarse to fine: maps d<l>, and u<l> before its convs.
+    """From the map ``start`` up through ``levels`` of the encoder, c<l>, coarse to fine: maps d<l>.
 
     ``upsample`` makes an upsampler from the channels before to those of c<l>; ``join`` says what becomes of c<l> itself: nothing
     (SegNet, DeconvNet: only the indices i<l> are used), added, or concatenated (U-Net). ``convs`` are the widths of each level's
@@ -43,11 +44,20 @@ class Decoder(Features):
         super().__init__()
         missing = [name for name in (start, *levels) if name not in upstream.out_channels]
         if missing:
-            raise ValueError(f"the decoder reads {missing}, the backbone offers {list(upstream.out_channels)}")
+            raise ValueError(
+                f"the decoder reads {missing}, the backbone offers {list(upstream.out_channels)}; say where it begins and what "
+                f"it passes: model.neck.start=c5 model.neck.levels=[c4,c3] model.neck.convs=[[96],[64]] model.head.map=d3"
+            )
         if len(convs) != len(levels):
             raise ValueError(f"{len(levels)} levels need as many lists of convs, got {list(convs)}")
         if join not in JOINS:
             raise ValueError(f"join is one of {', '.join(JOINS)}, got {join!r}")
+        strides = [upstream.strides[name] for name in (start, *levels)]
+        if any(coarse != 2 * fine for coarse, fine in pairwise(strides)):
+            raise ValueError(
+                f"each level is twice as fine as the one before, got strides {strides} of {[start, *levels]}; leave one out of "
+                f"model.neck.levels and of model.neck.convs, and name the last one (model.head.map=d<last>)"
+            )
         self.start, self.join, self.padded = start, join, padded
         self.centre = nn.Identity() if centre is None else centre(upstream.out_channels[start])
         self.up, self.convs = nn.ModuleDict(), nn.ModuleDict()
@@ -63,16 +73,11 @@ class Decoder(Features):
         self.out_channels = {f"d{name[1:]}": own[-1] for name, own in zip(levels, convs, strict=True)}
         self.strides = {f"d{name[1:]}": upstream.strides[name] for name in levels}
 
-    @property
-    def region_maps(self) -> tuple[str, ...]:
-        return tuple(reversed(self.out_channels))
-
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
         here, out = self.centre(maps[self.start]), {}
         for name, convs in self.convs.items():
             skip = maps[name]
             here = self.up[name](here, self._size(here, skip), maps.get(f"i{name[1:]}"))
-            out[f"u{name[1:]}"] = here
             here = convs(JOINS[self.join](here, skip))
             out[f"d{name[1:]}"] = here
         return out

@@ -85,7 +85,8 @@ class Task(LightningModule):
         if model.result is not self.result:
             raise ValueError(
                 f"{type(self).__name__} wants a model that gives {self.result.__name__}, {type(model).__name__} gives "
-                f"{model.result.__name__}: choose task= and model= that belong together"
+                f"{model.result.__name__}: choose task= and model= that belong together (task=detection monitor=val/map, "
+                f"task=segmentation monitor=val/miou)"
             )
         weighting.check(model.loss_names)
         # batches are channels-last in memory; weights in the same order save a tenth of a step on a CPU

@@ -28,10 +28,10 @@ class SegmentationTask(Task):
     ) -> None:
         super().__init__(model, metric=metric(schema.pixel_classes), schema=schema, **base)
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
+    def on_fit_start(self) -> None:
+        """After a checkpoint was restored: a run that begins from another's state has its own class weights."""
         counted = [part for part in self.model.modules() if isinstance(part, ClassWeights) and part.scheme is not None]
-        if stage == "fit" and counted:
+        if counted:
             counts = self.trainer.datamodule.pixel_counts()  # pyright: ignore[reportAttributeAccessIssue]
             for part in counted:
                 part.count(*counts)
@@ -39,6 +39,8 @@ class SegmentationTask(Task):
     def figures(self) -> dict[str, np.ndarray]:
         assert isinstance(self.metric, PixelScores)
         self.metric.compute()
+        if not self.trainer.is_global_zero:
+            return {}
         return {"confusion": draw_confusion(self.metric.matrix(), self.schema.pixel_classes)}
 
     def metric_names(self) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -213,3 +215,26 @@ def test_segnet_does_not_begin_from_a_run_of_fcn32s(tmp_path: Path) -> None:
     coarse = trained(tmp_path, "model=fcn32s", base=FCN)
     with pytest.raises(ValueError, match="checkpoint of another model"):
         trained(tmp_path, "resume.mode=weights", f"resume.source={coarse.folder}")
+
+
+# --- several processes ---
+
+
+@pytest.mark.slow
+def test_two_processes_score_one_set(tmp_path: Path) -> None:
+    """A net that learns nothing: its scores and its counted class weights are those of one process."""
+    still = [*TINY, "trainer.max_epochs=1", "optimizer.lr=0", "data.batch_size=2", "data.source.count=8"]
+    still += [
+        "model.criteria.pixel_class.class_weights=median_frequency",
+        "model.backbone.norm=false",
+        "model.neck.norm=false",
+    ]
+    runs = []
+    for name, ranks in (("one", []), ("two", ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"])):
+        command = [Path(sys.executable).parent / "quadrat-train", *still, *ranks, f"paths.logs={tmp_path / name}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        (folder,) = (tmp_path / name).iterdir()
+        runs.append(json.loads((folder / "metrics.json").read_text())["last"])
+    for name in ("val/miou", "val/boundary_f1", "val/checkerboard", "val/loss/pixel_class"):
+        assert runs[1][name] == pytest.approx(runs[0][name], abs=1e-5), name

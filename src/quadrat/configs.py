@@ -96,18 +96,23 @@ def build(config: Any, **more: Any) -> Any:
     try:
         if not more:
             return hydra.utils.instantiate(config, _convert_="all")
-        waiting = hydra.utils.instantiate(config, _convert_="all", _partial_=True)
+        return hydra.utils.instantiate(config, _convert_="all", _partial_=True)(**more)
     except hydra.errors.InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause):
-            raise ValueError(
-                f"{cause}: settings of another part; an experiment's settings are for its own parts (the default one's too), "
-                f"begin with experiment=none to choose others"
-            ) from cause
-        if cause is not None:
-            raise cause from None
-        raise
-    return waiting(**more)
+        if error.__cause__ is None:
+            raise
+        raise _for_users(error.__cause__) from None
+    except TypeError as error:
+        raise _for_users(error) from None
+
+
+def _for_users(error: BaseException) -> BaseException:
+    """An error of a part, with what to do if it was given settings of another one."""
+    if not isinstance(error, TypeError) or "unexpected keyword argument" not in str(error):
+        return error
+    return ValueError(
+        f"{error}: that is a setting of another part; an experiment's settings are for its own parts (those of the default one "
+        f"too), begin with experiment=none to choose others"
+    )
 
 
 def build_task(config: DictConfig, data: DataModule) -> Task:

@@ -126,8 +126,12 @@ class Dense(Model):
         return semantic_maps(features["scores"], batch, self.labelling)
 
     def readings(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """How unlike the phases of the scores modulo 2 are: the pattern that an upsampling leaves."""
-        return {"checkerboard": checkerboard_index(features["scores"], 2)}
+        """How unlike the phases of a picture's scores modulo 2 are: the pattern that an upsampling leaves."""
+        own = [
+            scores[None, :, : t.size[0], : t.size[1]]
+            for scores, t in zip(features["scores"], batch.targets, strict=True)
+        ]
+        return {"checkerboard": torch.stack([checkerboard_index(scores, 2) for scores in own]).mean()}
 
     def shared(self) -> Sequence[nn.Module]:
         stages = self.backbone.stages

@@ -24,6 +24,10 @@ NOT_MEASURED = ("data.source.count.train", "data.source.count.test")
 """How many pictures there are to learn from changes the result, not what it means."""
 
 
+SMALLER_IS_BETTER = ("/loss", "/checkerboard")
+"""In the names of metrics that are best where they are smallest."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric by its name, and when it is taken: at its own best, at the best validation of the monitor, or at the end."""
@@ -34,8 +38,8 @@ class Metric:
 
     @property
     def larger_is_better(self) -> bool:
-        """All but losses."""
-        return "/loss" not in self.name
+        """All but losses and patterns that an upsampling leaves."""
+        return not any(part in self.name for part in SMALLER_IS_BETTER)
 
     def value(self, record: Record) -> float | None:
         """The number of a finished run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 
+import torch
 from torch import Tensor, nn
 
 from quadrat.backbones.base import Backbone, Features

@@ -230,7 +230,10 @@ def test_two_processes_score_one_set(tmp_path: Path) -> None:
         "model.neck.norm=false",
     ]
     runs = []
-    for name, ranks in (("one", []), ("two", ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"])):
+    for name, ranks in (
+        ("one", []),
+        ("two", ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]),
+    ):
         command = [Path(sys.executable).parent / "quadrat-train", *still, *ranks, f"paths.logs={tmp_path / name}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]

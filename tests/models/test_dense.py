@@ -104,6 +104,17 @@ def test_nothing_from_scratch_is_frozen(model: str) -> None:
     assert all(parameter.requires_grad for parameter in on_meta(model).parameters())
 
 
+@pytest.mark.parametrize("rounding", [False, True])
+def test_odd_sizes_go_down_and_come_up(rounding: bool) -> None:
+    """90 x 75 is halved to 45 x 37 and 22 x 18, or, rounding up, to 45 x 38 and 23 x 19."""
+    model = built("segnet_basic", f"+model.backbone.ceil_mode={rounding}").eval()
+    sample = Shapes("odd", count=1, size=(90, 75))[0]
+    batch = Batch.collate([sample], divisor=1)
+    maps = model.backbone(model.normalise(batch.images, batch.sizes))
+    assert tuple(maps["c3"].shape[2:]) == ((23, 19) if rounding else (22, 18))
+    assert maps_of(model, batch)[0].size == (90, 75)
+
+
 # --- the papers' shapes ---
 
 

@@ -15,7 +15,8 @@ class Pooled(Backbone):
     """Stages with a 2x2 max pooling behind each: maps c1 (stride 1) .. cL before it, the last pooled map pL, indices i1..iL.
 
     ``i<l>`` (B, D, H, W) int64 tells for every cell of what follows c<l> which cell of c<l> it was; a decoder that unpools
-    reads them (Zeiler and Fergus, ECCV 2014; SegNet; DeconvNet).
+    reads them (Zeiler and Fergus, ECCV 2014; SegNet; DeconvNet). ``ceil_mode``: odd sizes are pooled to the larger half, as
+    in Caffe and so in the released nets.
     """
 
     def __init__(
@@ -23,11 +24,12 @@ class Pooled(Backbone):
         stages: Sequence[nn.Module],
         channels: Sequence[int],
         *,
+        ceil_mode: bool = False,
         freeze_stages: int = 0,
         freeze_norm: bool = False,
     ) -> None:
         names = [f"c{level}" for level in range(1, len(stages) + 1)]
-        self.last = f"p{len(stages)}"
+        self.last, self.ceil_mode = f"p{len(stages)}", ceil_mode
         super().__init__(
             dict(zip(names, stages, strict=True)),
             out_channels={**dict(zip(names, channels, strict=True)), self.last: channels[-1]},
@@ -40,12 +42,17 @@ class Pooled(Backbone):
         maps = {}
         for name, stage in self.stages.items():
             maps[name] = stage(images)
-            images, maps[f"i{name[1:]}"] = max_pool(maps[name])
+            images, maps[f"i{name[1:]}"] = max_pool(maps[name], ceil_mode=self.ceil_mode)
         return {**maps, self.last: images}
 
 
 def pooled_vgg16(
-    *, weights: str | None = None, norm: bool = True, freeze_stages: int = 0, freeze_norm: bool = False
+    *,
+    weights: str | None = None,
+    norm: bool = True,
+    ceil_mode: bool = True,
+    freeze_stages: int = 0,
+    freeze_norm: bool = False,
 ) -> Pooled:
     """The thirteen convolutions of VGG16 (Simonyan and Zisserman, ICLR 2015), each with batch norm unless ``norm`` is false."""
     body = nn.Module()
@@ -55,7 +62,8 @@ def pooled_vgg16(
     for layer in body.features.children():
         stages.append([]) if isinstance(layer, nn.MaxPool2d) else stages[-1].append(layer)
     full = [nn.Sequential(*layers) for layers in stages if layers]
-    return Pooled(full, (64, 128, 256, 512, 512), freeze_stages=freeze_stages, freeze_norm=freeze_norm)
+    channels = (64, 128, 256, 512, 512)
+    return Pooled(full, channels, ceil_mode=ceil_mode, freeze_stages=freeze_stages, freeze_norm=freeze_norm)
 
 
 def pooled(
@@ -66,6 +74,7 @@ def pooled(
     padded: bool = True,
     response_norm: bool = False,
     dropout: Sequence[float] = (),
+    ceil_mode: bool = False,
     freeze_stages: int = 0,
     freeze_norm: bool = False,
 ) -> Pooled:
@@ -83,7 +92,8 @@ def pooled(
             layers.append(nn.Dropout(dropout[level]))
         stages.append(nn.Sequential(*layers))
         before = own[-1]
-    return Pooled(stages, [own[-1] for own in widths], freeze_stages=freeze_stages, freeze_norm=freeze_norm)
+    channels = [own[-1] for own in widths]
+    return Pooled(stages, channels, ceil_mode=ceil_mode, freeze_stages=freeze_stages, freeze_norm=freeze_norm)
 
 
 class FullResolution(Backbone):

@@ -197,6 +197,7 @@ def pixel_counts(source: Source) -> PixelCounts:
 
 
 def semantic_of(source: Source, index: int) -> Tensor:
+    """The semantic map (H, W) of a picture, without decoding the picture where the source can; ValueError where there is none."""
     if isinstance(source, MapSource):
         return source.semantic(index)
     targets = source[index].targets

@@ -723,7 +723,8 @@ def test_sweep_file_is_what_it_says(file: str) -> None:
         jobs, last = len(sets), sets[-1]
     assert jobs == int(said)
     assert parts(overrides).seeds == [["seed=0"], ["seed=1"], ["seed=2"]]
-    check_metrics(sweeper.get("objectives") or ["val/map"], compose("train", [f"sweep={file}", *last]))
+    config = compose("train", [f"sweep={file}", *last])
+    check_metrics(sweeper.get("objectives") or [config.monitor], config)
 
 
 def test_sweep_weighter_has_every_weighting() -> None:

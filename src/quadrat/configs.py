@@ -7,9 +7,10 @@ import difflib
 import hashlib
 import json
 import logging
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,6 +198,22 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
         for key, item in value.items()
         for name, text in _flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
     }
+
+
+def ending(key: str, keys: Iterable[str]) -> str:
+    """As much of a dotted key's end as tells it from the other ``keys``: `rpn_box`, `proposer.nms`."""
+    parts = re.split(r"[./]", key)
+    ends = [".".join(parts[start:]) for start in reversed(range(len(parts)))]
+    others = ["." + other.replace("/", ".") for other in keys if other != key]
+    return next((end for end in ends if not any(other.endswith("." + end) for other in others)), key)
+
+
+def placeless(value: Any, places: Iterable[tuple[str, str]]) -> Any:
+    """A setting with the folder it begins with as `<name>`: the same file in another place is the same setting."""
+    for place, key in places:
+        if isinstance(value, str) and (value == place or value.startswith(f"{place}/")):
+            return f"<{key}>{value.removeprefix(place)}"
+    return value
 
 
 NO_NEWS = (

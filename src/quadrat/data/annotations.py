@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -78,6 +79,48 @@ def read_lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+"""Of the pictures in an annotated folder."""
+
+
+def by_stem(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
+    """The files of a folder by their names without suffix; ValueError for two that share one."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+            continue
+        if path.stem in files:
+            raise ValueError(f"{folder}: {files[path.stem].name} and {path.name} share a name; remove one of them")
+        files[path.stem] = path
+    return files
+
+
+def listed_stems(path: Path, split: str, pictures: Mapping[str, Path], folder: Path) -> list[str]:
+    """The names in the file of a split, each with a picture of ``folder``; an error names the line and the remedy."""
+    if not path.is_file():
+        known = sorted(file.stem for file in path.parent.glob("*.txt"))
+        raise FileNotFoundError(f"no split {split!r}: {path} does not exist, the splits there are {known}")
+    stems = [_stem(line, pictures) for line in read_lines(path)]
+    if not stems:
+        raise ValueError(f"{path}: the split is empty, wanted one picture name a line (without the extension)")
+    seen: set[str] = set()
+    for stem in stems:
+        if stem in seen:
+            raise ValueError(f"{path}: {stem!r} is listed twice; remove one of the lines")
+        if stem not in pictures:
+            raise FileNotFoundError(
+                f"{path} lists {stem!r}, but {folder} has no {stem} with one of {', '.join(SUFFIXES)}; add the picture, or "
+                f"remove the line"
+            )
+        seen.add(stem)
+    return stems
+
+
+def _stem(line: str, pictures: Mapping[str, Path]) -> str:
+    """The name in a line such as ``2008_000008 -1``; a name may itself hold spaces."""
+    return line if line in pictures else re.sub(r"\s+(-1|0|1)$", "", line)
 
 
 def class_names(classes: Classes) -> tuple[str, ...] | None:

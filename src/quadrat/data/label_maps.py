@@ -16,11 +16,18 @@ from scipy.io.matlab import MatReadError
 from torch import Tensor
 from tqdm import tqdm
 
-from quadrat.data.annotations import Classes, class_names, existing_folder, read_annotated_image, read_lines
+from quadrat.data.annotations import (
+    SUFFIXES,
+    Classes,
+    by_stem,
+    class_names,
+    existing_folder,
+    listed_stems,
+    read_annotated_image,
+)
 from quadrat.data.source import Source
 from quadrat.structures import IGNORE_INDEX, Sample, Schema, Targets
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 SCALED = {"L;2": 85, "L;4": 17}  # Pillow spreads grey values of 2 and 4 bits over 0..255
 SAVE = "PIL.Image.fromarray(numbers.astype('uint8')).save(path)"
@@ -56,9 +63,9 @@ class LabelMaps:
             return folder / template.replace("{split}", split)
 
         folder = existing_folder(Path(root).expanduser(), "a folder with pictures and their label maps")
-        pictures = _by_stem(existing_folder(place(images), "the pictures (see the argument images)"), SUFFIXES)
-        files = _by_stem(existing_folder(place(maps), "the label maps (see the argument maps)"), tuple(READERS))
-        self._stems = list(pictures) if lists is None else _listed(place(lists), split, pictures)
+        pictures = by_stem(existing_folder(place(images), "the pictures (see the argument images)"))
+        files = by_stem(existing_folder(place(maps), "the label maps (see the argument maps)"), tuple(READERS))
+        self._stems = list(pictures) if lists is None else listed_stems(place(lists), split, pictures, place(images))
         if not self._stems:
             raise ValueError(f"{place(images)}: no picture, wanted files with one of {', '.join(SUFFIXES)}")
         self._pictures = [pictures[stem] for stem in self._stems]
@@ -207,38 +214,6 @@ def semantic_of(source: Source, index: int) -> Tensor:
 
 
 # Files
-
-
-def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        if path.stem in files:
-            raise ValueError(f"{folder}: {files[path.stem].name} and {path.name} share a name; remove one of them")
-        files[path.stem] = path
-    return files
-
-
-def _listed(path: Path, split: str, pictures: dict[str, Path]) -> list[str]:
-    """The stems of a split's list, each with a picture."""
-    if not path.is_file():
-        known = sorted(file.stem for file in path.parent.glob("*.txt"))
-        raise FileNotFoundError(f"no split {split!r}: {path} does not exist, the splits there are {known}")
-    stems = read_lines(path)
-    if not stems:
-        raise ValueError(f"{path}: the split is empty, wanted one picture name a line (without the extension)")
-    seen: set[str] = set()
-    for stem in stems:
-        if stem in seen:
-            raise ValueError(f"{path}: {stem!r} is listed twice; remove one of the lines")
-        if stem not in pictures:
-            raise FileNotFoundError(
-                f"{path} lists {stem!r}, but there is no picture {stem} with one of {', '.join(SUFFIXES)}; "
-                "add the picture, remove the line, or correct the argument images"
-            )
-        seen.add(stem)
-    return stems
 
 
 def _map_of(stem: str, files: dict[str, Path], folder: Path) -> Path:

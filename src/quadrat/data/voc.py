@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,17 +14,17 @@ from quadrat.data.annotations import (
     Classes,
     ObjectTable,
     OnBadBox,
+    by_stem,
     class_names,
     decoded_size,
     existing_folder,
+    listed_stems,
     read_annotated_image,
-    read_lines,
     repair_boxes,
 )
 from quadrat.structures import Sample, Schema, Targets
 
 LAYOUT = "a folder with JPEGImages, Annotations and ImageSets/Main"
-SUFFIXES = (".jpg", ".jpeg", ".png")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -43,9 +42,10 @@ class VOC:
         self, root: str | Path, split: str, *, classes: Classes = None, on_bad_box: OnBadBox = "error"
     ) -> None:
         folder = existing_folder(Path(root).expanduser(), LAYOUT)
-        pictures = _find_pictures(existing_folder(folder / "JPEGImages", f"the pictures of {LAYOUT}"))
+        images = existing_folder(folder / "JPEGImages", f"the pictures of {LAYOUT}")
+        pictures = by_stem(images)
         self._xml = existing_folder(folder / "Annotations", f"the XML files of {LAYOUT}")
-        self._stems = _read_split(folder / "ImageSets" / "Main", split, pictures)
+        self._stems = listed_stems(folder / "ImageSets" / "Main" / f"{split}.txt", split, pictures, images)
         named = class_names(classes if classes is not None else _class_file(folder))
         files = _read_files(self._xml, self._stems if named else {*self._stems, *_annotated(self._xml)})
         self.schema = Schema(classes=named or _collect_names(files, self._xml))
@@ -107,44 +107,6 @@ class _File(NamedTuple):
     names: list[str]
     boxes: list[list[float]]
     difficult: list[bool]
-
-
-def _find_pictures(folder: Path) -> dict[str, Path]:
-    pictures: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in SUFFIXES:
-            continue
-        if path.stem in pictures:
-            raise ValueError(f"{folder}: {pictures[path.stem].name} and {path.name} share a name; remove one of them")
-        pictures[path.stem] = path
-    return pictures
-
-
-def _read_split(folder: Path, split: str, pictures: Mapping[str, Path]) -> list[str]:
-    """The stems of a split file, each with a picture."""
-    path = folder / f"{split}.txt"
-    if not path.is_file():
-        known = sorted(file.stem for file in folder.glob("*.txt"))
-        raise FileNotFoundError(f"no split {split!r}: {path} does not exist, the splits there are {known}")
-    stems = [_stem(line, pictures) for line in read_lines(path)]
-    if not stems:
-        raise ValueError(f"{path}: the split is empty, wanted one picture name a line (without the extension)")
-    seen: set[str] = set()
-    for stem in stems:
-        if stem in seen:
-            raise ValueError(f"{path}: {stem!r} is listed twice; remove one of the lines")
-        if stem not in pictures:
-            raise FileNotFoundError(
-                f"{path} lists {stem!r}, but {folder.parents[1] / 'JPEGImages'} has no {stem} with one of "
-                f"{', '.join(SUFFIXES)}; add the picture, or remove the line"
-            )
-        seen.add(stem)
-    return stems
-
-
-def _stem(line: str, pictures: Mapping[str, Path]) -> str:
-    """The name in a line such as ``2008_000008 -1``; a name may itself hold spaces."""
-    return line if line in pictures else re.sub(r"\s+(-1|0|1)$", "", line)
 
 
 def _class_file(folder: Path) -> Path | None:

@@ -14,6 +14,7 @@ from quadrat.losses.pixels import PixelLoss
 from quadrat.models.base import IMAGENET_MEAN, IMAGENET_STD, Model, Normalise
 from quadrat.models.labelling import Argmax, Labelling, semantic_maps, semantic_of
 from quadrat.models.tiles import Tiles
+from quadrat.necks.select import Select
 from quadrat.ops.checkerboard import checkerboard_index
 from quadrat.ops.windows import crop, surround
 from quadrat.structures import Batch, Schema, SemanticMap
@@ -142,24 +143,13 @@ class Dense(Model):
         return (*(stages[name] for name in takewhile(lambda name: name != first, stages)), stages[first])
 
 
-class Straight(Features):
-    """No neck: the head reads the backbone's maps."""
-
-    def __init__(self, upstream: Features) -> None:
-        super().__init__()
-        self.out_channels, self.strides = upstream.out_channels, upstream.strides
-
-    def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        return maps
-
-
 def assemble(
     schema: Schema,
     backbone: Backbone,
     head: Callable[..., PixelHead],
     criteria: Mapping[str, Callable[[int], nn.Module]],
     *,
-    neck: Callable[[Features], Features] = Straight,
+    neck: Callable[[Features], Features] | None = None,
     auxiliary: Mapping[str, Callable[..., PixelHead]] | None = None,
     unpadded: Unpadded | None = None,
     tiles: Tiles | None = None,
@@ -167,9 +157,9 @@ def assemble(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Dense:
-    """Join parts that wait for what is before them, for the pixel classes of a data set."""
+    """Join parts that wait for what is before them, for the classes of a data set; without a neck the head reads the backbone."""
     classes = len(schema.pixel_classes)
-    maps = neck(backbone)
+    maps = Select(backbone, tuple(backbone.out_channels)) if neck is None else neck(backbone)
     others = {name: make(backbone, classes, map=chosen(backbone, name)) for name, make in (auxiliary or {}).items()}
     return Dense(
         backbone,

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from quadrat.configs import NOT_IDENTITY, NOT_IDENTITY_WITHIN
+from quadrat.configs import NOT_IDENTITY, NOT_IDENTITY_WITHIN, placeless
 from quadrat.runs import Run
 from quadrat.sweeps.ledger import Job, standing
 
@@ -126,7 +126,7 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings by their dotted names: numbers and words as they are, lists as text, without those that say where."""
     places = [(str(place), key) for key, place in (config.get("paths") or {}).items() if place]
     places.sort(key=lambda pair: -len(pair[0]))
-    settings = {key: _placeless(value, places) for key, value in _leaves(config, "") if _told(key)}
+    settings = {key: placeless(value, places) for key, value in _leaves(config, "") if _told(key)}
     if settings.get("resume.mode") == "never":
         settings["resume.mode"] = "auto"  # how often it took to get there is no part of the result
     return settings
@@ -142,15 +142,6 @@ def _leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 def _told(key: str) -> bool:
     return key != "seed" and not f"{key}.".startswith(tuple(f"{one}." for one in LEFT_OUT))
-
-
-def _placeless(value: Any, places: Iterable[tuple[str, str]]) -> Any:
-    """The same file in another place is the same setting."""
-    if isinstance(value, str):
-        for place, key in places:
-            if value == place or value.startswith(f"{place}/"):
-                return f"<{key}>{value.removeprefix(place)}"
-    return value
 
 
 # --- metrics.json and metrics.csv ---

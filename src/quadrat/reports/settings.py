@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from quadrat.configs import ending
 from quadrat.reports.collect import Record
 
 ABSENT = "–"
@@ -73,14 +74,7 @@ def _parent(key: str) -> str:
 def short(keys: Sequence[str]) -> dict[str, str]:
     """Each key by as much of its end as tells it from the others: `rpn_box`, `proposer.nms`, `weighting`."""
     plain = {key: key.removesuffix(TARGET) for key in keys}
-    return {key: _end(name, [other for other in plain.values() if other != name]) for key, name in plain.items()}
-
-
-def _end(key: str, others: Iterable[str]) -> str:
-    parts = key.split(".")
-    ends = [".".join(parts[start:]) for start in reversed(range(len(parts)))]
-    taken = [f".{other}" for other in others]
-    return next((end for end in ends if not any(other.endswith(f".{end}") for other in taken)), key)
+    return {key: ending(name, plain.values()) for key, name in plain.items()}
 
 
 def shown(value: Any, key: str = "") -> str:

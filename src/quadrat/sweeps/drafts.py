@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
 from quadrat import signals
-from quadrat.configs import NOT_IDENTITY, NOT_IDENTITY_WITHIN, refuse_gaps, run_id, settings
+from quadrat.configs import NOT_IDENTITY, NOT_IDENTITY_WITHIN, ending, placeless, refuse_gaps, run_id, settings
 from quadrat.launchers.base import Draft
 from quadrat.runs import Run
 from quadrat.sweeps.ledger import Job, Sweep
@@ -101,15 +101,8 @@ def _label(overrides: Sequence[str], changed: Sequence[str], folder: str) -> str
     """
     shown = [override for override in overrides if _key(override) in changed]
     keys = list(dict.fromkeys(map(_key, shown or overrides)))
-    label = " ".join(f"{_end(_key(one), keys)}={one.partition('=')[2]}" for one in shown or overrides)
+    label = " ".join(f"{ending(_key(one), keys)}={one.partition('=')[2]}" for one in shown or overrides)
     return label if shown or 0 < len(label) <= LONG else folder
-
-
-def _end(key: str, keys: Sequence[str]) -> str:
-    parts = re.split(r"[./]", key)
-    ends = [".".join(parts[start:]) for start in reversed(range(len(parts)))]
-    others = ["." + other.replace("/", ".") for other in keys if other != key]
-    return next((end for end in ends if not any(other.endswith("." + end) for other in others)), key)
 
 
 # --- composing ---
@@ -188,14 +181,7 @@ def identity(config: DictConfig) -> dict[str, Any]:
     left_out = (*NOT_IDENTITY, *(f"{part}.{key}" for part, keys in NOT_IDENTITY_WITHIN.items() for key in keys))
     places = sorted(((str(place), key) for key, place in config.paths.items() if place), reverse=True)
     return {
-        key: _placeless(json.loads(text), places)
+        key: placeless(json.loads(text), places)
         for key, text in settings(config).items()
         if not f"{key}.".startswith(tuple(f"{one}." for one in left_out))
     }
-
-
-def _placeless(value: Any, places: Iterable[tuple[str, str]]) -> Any:
-    for place, key in places:
-        if isinstance(value, str) and (value == place or value.startswith(f"{place}/")):
-            return f"<{key}>{value.removeprefix(place)}"
-    return value

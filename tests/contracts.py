@@ -119,6 +119,35 @@ def assert_semantic_model(
         assert_half_precision_pixels(model, batch, classes=classes)
 
 
+def assert_one_object_model(
+    model: Model,
+    names: Iterable[str],
+    samples: Sequence[Sample] = (),
+    *,
+    classes: int = CLASSES,
+    drawn_at_random: bool = False,
+) -> None:
+    """The like for a model of one object a picture, which sees something in every picture."""
+    samples = samples or drawn()
+    batch = Batch.collate(samples)
+    with standing_still(model):
+        for training in (True, False):
+            model.train(training)
+            assert_losses(model, batch, names)
+            assert_gradients(model, batch)
+            if model.shared():
+                assert_shared(model, batch)
+            assert_detections(model, batch, classes=classes)
+            for what, missing in awkward(samples).items():
+                assert_losses(model, missing, names, what)
+                assert_detections(model, missing, classes=classes)
+        model.eval()
+        if drawn_at_random:  # in training, what was measured a moment ago differs
+            assert_seeded(model, batch)
+        assert_batched_equals_single(model, samples)
+        assert_half_precision(model, batch, classes=classes)
+
+
 def without_labels(sample: Sample) -> Sample:
     """The same picture, none of whose pixels has a class."""
     assert sample.targets.semantic is not None

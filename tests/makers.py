@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from PIL import Image
+from scipy.io import savemat
 
 GREY = 90
 COLOURS = ((220, 40, 40), (40, 200, 60), (50, 70, 230), (230, 210, 40))
@@ -123,10 +124,12 @@ def make_coco(
     size: tuple[int, int] = (48, 64),
     seed: int = 0,
     suffix: str = ".jpg",
+    file: str = "instances",
 ) -> Path:
     """A folder in COCO layout, ids 3, 6, 9 .. unless given; the last object of a picture with two or more is a crowd.
 
-    With ``joints`` every object of the first class has them, evenly along its box's diagonal, the last one unlabelled.
+    With ``joints`` every object of the first class has them, evenly along its box's diagonal, the last one unlabelled. The
+    annotations of a split are in ``<file>_<split>.json``.
     """
     ids = list(category_ids) or [3 * (i + 1) for i in range(len(classes))]
     categories: list[dict[str, Any]] = [{"id": i, "name": name} for i, name in zip(ids, classes, strict=True)]
@@ -146,7 +149,7 @@ def make_coco(
             document["annotations"].append(entry)
     (root / "annotations").mkdir()
     for split, document in documents.items():
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
+        (root / "annotations" / f"{file}_{split}.json").write_text(json.dumps(document))
     return root
 
 
@@ -167,6 +170,44 @@ def diagonal(box: tuple[int, int, int, int], count: int) -> list[int]:
     x1, y1, x2, y2 = box
     points = [(x1 + (x2 - x1) * i // count, y1 + (y2 - y1) * i // count, 2) for i in range(count - 1)]
     return [value for point in [*points, (0, 0, 0)] for value in point]
+
+
+FIGURE = np.array(
+    [
+        *[(0.3, 0.98), (0.35, 0.76), (0.4, 0.54), (0.6, 0.54), (0.65, 0.76), (0.7, 0.98)],
+        *[(0.02, 0.5), (0.15, 0.4), (0.35, 0.24), (0.65, 0.24), (0.85, 0.4), (0.98, 0.5)],
+        *[(0.5, 0.2), (0.5, 0.02)],
+    ]
+)
+"""Where the 14 joints of a person who faces the viewer lie in the rectangle (x, y)."""
+
+
+def make_lsp(
+    root: Path,
+    *,
+    splits: Mapping[str, int] = SPLITS,
+    extended: bool = True,
+    lists: bool = True,
+    size: tuple[int, int] = (48, 64),
+    seed: int = 0,
+) -> Path:
+    """A folder as LSP Extended or LSP: a rectangle each, `FIGURE` in it; the last joint is unlabelled, or hidden in LSP."""
+    rng = np.random.default_rng(seed)
+    digits, poses, number = 5 if extended else 4, [], 0
+    for split, count in splits.items():
+        stems = [f"im{number + i:0{digits}}" for i in range(1, count + 1)]
+        number += count
+        for stem in stems:
+            image, [(_, box)] = draw(rng, size, [0])
+            write_picture(root / "images" / f"{stem}.jpg", image)
+            corner, side = np.array(box[:2]), np.array(box[2:]) - box[:2]
+            marks = [1] * 13 + [0] if extended else [0] * 13 + [1]
+            poses.append(np.column_stack([corner + FIGURE * side + 0.5, marks]))  # MATLAB's pixels count from 1
+        if lists:
+            (root / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems))
+    joints = np.stack(poses, axis=2)  # (14, 3, N)
+    savemat(root / "joints.mat", {"joints": joints if extended else joints.transpose(1, 0, 2)})
+    return root
 
 
 PALETTE = [*[(GREY,) * 3, *COLOURS], *[(7, 7, 7)] * 250, (224, 224, 192)]

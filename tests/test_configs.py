@@ -25,8 +25,12 @@ OPTIONS = [
 ]
 
 
-DENSE = ("model/neck/upsample", "model/criteria")
-"""Groups that only models of pixels have."""
+OWNERS = {
+    **dict.fromkeys(("model/neck/upsample", "model/criteria"), "segnet_basic"),
+    **dict.fromkeys(("model/vector", "model/box_loss"), "localizer"),
+    **dict.fromkeys(("model/joint_loss", "model/frame"), "deeppose"),
+}
+"""A model that has the groups which the default one has not."""
 
 
 def names(group: str) -> list[str]:
@@ -53,7 +57,7 @@ def test_compose_experiment_resolves(name: str) -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_compose_option_resolves(option: str) -> None:
     group, _, name = option.rpartition("/")
-    model = ["model=segnet_basic"] if group in DENSE else []
+    model = [f"model={OWNERS[group]}"] if group in OWNERS else []
     config = OmegaConf.to_container(compose("train", ["~experiment", *model, f"{group}={name}"]), resolve=True)
     assert isinstance(config, dict)
 
@@ -73,7 +77,8 @@ def test_compose_without_experiment_as_documented() -> None:
 def test_loss_file_names_equal_model_terms(model: str) -> None:
     config = compose("train", ["~experiment", f"model={model}"])
     with torch.device("meta"):  # no memory, no random numbers: only the names matter
-        built = build(config.model, schema=Schema(classes=("cat", "dog", "cow")))
+        schema = Schema(classes=("cat", "dog", "cow"), joints=("left shoulder", "right hip"))
+        built = build(config.model, schema=schema)
     assert sorted(config.loss.weights) == sorted(built.loss_names)
 
 

@@ -30,12 +30,19 @@ EVERYTHING = (
     *("loss/weighting=uncertainty", "optimizer=sgd", "schedule=step", "trainer.gradient_clip_val=1.0"),
 )
 BALANCED = ("loss/weighting=pcgrad", "task.gradients_every=2", "trainer.accumulate_grad_batches=2")
+THAWED = (
+    *("callbacks=freeze_plateau", "callbacks.freeze.until.patience=1", "callbacks.freeze.until.least=1"),
+    "optimizer.lr=0.005",  # the second epoch is better, and saved as the best
+)
+"""No validation is better than the first by 1, so that the second ends the first phase, and the third epoch is the second."""
+
 SETTINGS = {
     "plain": (),
     "everything": EVERYTHING,
     "famo": ("loss/weighting=famo",),
     "balanced": BALANCED,
     "workers": ("data.workers=1", "trainer.check_val_every_n_epoch=2"),
+    "freeze": THAWED,
 }
 
 # Lightning's advice to users of its defaults
@@ -73,6 +80,7 @@ IN_CI = {
     "famo": [("in a step", 6)],
     "balanced": [],
     "workers": [("in a step", 6), ("term in validation", 2)],
+    "freeze": [("in validation", 5), ("in a step", 12)],
     "everything": [("in a step", 6), ("in validation", 3), ("while writing", 3), ("term in a step", 4)],
 }
 

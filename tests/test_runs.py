@@ -24,7 +24,8 @@ from quadrat.configs import build, compose
 from quadrat.evaluate import evaluate
 from quadrat.jobs import train
 from quadrat.predict import predict
-from quadrat.runs import Run
+from quadrat.runs import Run, same_schema
+from quadrat.structures import Schema
 from wandb_files import read_attempts
 
 COMMANDS = Path(sys.executable).parent
@@ -508,3 +509,30 @@ def test_train_options_together(tmp_path: Path) -> None:
     assert run.status["steps"] == 2  # four batches, two at a time
     row = next(row for row in rows(run) if row["train/total"])
     assert float(row["train/lr/backbone"]) == pytest.approx(0.1 * float(row["train/lr/heads"]))
+
+
+SEEN = {"classes": ("person",), "joints": ("neck", "head top")}
+
+
+def test_a_checkpoint_of_the_same_classes_and_joints() -> None:
+    same_schema({"classes": ["cat"], "joints": []}, Schema(("cat",)), Path("last.ckpt"))
+    same_schema(SEEN, Schema(("person",), joints=("neck", "head top")), Path("last.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("present", "message"),
+    [
+        (Schema(("cat",), joints=SEEN["joints"]), r"trained on 1 classes \['person'\], the data has 1 \['cat'\]"),
+        (
+            Schema(("person",)),
+            r"trained on 2 joints \['neck', 'head top'\], the data has 0 \[\]; give it data of the same",
+        ),
+        (
+            Schema(("person",), joints=("head top", "neck")),
+            r"2 joints \['neck', 'head top'\], the data has 2 \['head top'",
+        ),
+    ],
+)
+def test_a_checkpoint_of_other_classes_or_joints(present: Schema, message: str) -> None:
+    with pytest.raises(ValueError, match=f"last.ckpt was .*{message}"):
+        same_schema(SEEN, present, Path("last.ckpt"))

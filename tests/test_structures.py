@@ -49,6 +49,18 @@ def test_schema_refuses(arguments: dict, message: str):
         Schema(**arguments)
 
 
+def test_schema_without_joints_knows_none():
+    assert Schema(("cat",)).joint("left ear") is None
+
+
+@pytest.mark.parametrize("name", ["left shoulder", "left_shoulder", "L-Shoulder", "l.shoulder", "LEFT SHOULDER"])
+@pytest.mark.parametrize("spelled", ["left_shoulder", "l shoulder", "Left-Shoulder"])
+def test_schema_finds_a_joint_however_it_is_spelled(name: str, spelled: str):
+    schema = Schema(("person",), joints=("right_shoulder", spelled, "shoulder"))
+    assert schema.joint(name) == 1
+    assert schema.joint("left elbow") is None
+
+
 # Targets
 
 
@@ -198,6 +210,18 @@ def test_collate_pads_objects_behind():
     assert [len(t) for t in batch.targets] == [3, 0, 1]
 
 
+def test_collate_pads_joints_as_unlabelled():
+    joints = torch.arange(1.0, 13.0).reshape(2, 2, 3)
+    two, one = (
+        Sample(image, dataclasses.replace(targets, keypoints=joints[: len(targets)]))
+        for image, targets in (sample(40, 60, BOXES[:2]), sample(40, 60, BOXES[:1]))
+    )
+    assert Batch.collate([two, one]).keypoints.tolist() == [joints.tolist(), [joints[0].tolist(), [[0] * 3] * 2]]
+    none = Sample(two.image, dataclasses.replace(two.targets.rows([]), keypoints=torch.zeros(0, 2, 3)))
+    assert Batch.collate([none]).keypoints.tolist() == [[[[0] * 3] * 2]]
+    assert Batch.collate([two, sample(40, 60, BOXES)]).keypoints is None
+
+
 @pytest.mark.parametrize(("divisor", "padded"), [(1, (40, 33)), (32, (64, 64)), (40, (40, 40))])
 def test_collate_pads_images_right_and_bottom(divisor: int, padded: tuple[int, int]):
     batch = Batch.collate([sample(40, 20, [], value=7), sample(10, 33, [], value=9)], divisor=divisor)
@@ -216,9 +240,10 @@ def test_collate_keeps_images_uint8_and_channels_last():
 
 
 def test_batch_to_moves_every_tensor_and_keeps_the_targets():
-    planes = {"semantic": torch.zeros(40, 60, dtype=torch.uint8), "pixel_weights": torch.zeros(40, 60)}
+    optional = {"semantic": torch.zeros(40, 60, dtype=torch.uint8), "pixel_weights": torch.zeros(40, 60)}
+    optional["keypoints"] = torch.zeros(3, 2, 3)
     image, targets = sample(40, 60, BOXES)
-    batch = Batch.collate([Sample(image, dataclasses.replace(targets, **planes))])
+    batch = Batch.collate([Sample(image, dataclasses.replace(targets, **optional))])
     moved = batch.to("meta")
     tensors = [getattr(moved, f.name) for f in dataclasses.fields(moved) if f.name != "targets"]
     assert {t.device.type for t in tensors} == {"meta"}
@@ -266,3 +291,30 @@ def test_detections_to_coco_uses_width_height_and_the_files_ids():
     assert found()[1:2].to_coco(5, (10, 20, 30)) == [
         {"image_id": 5, "category_id": 20, "bbox": [5, 5, 20, 10], "score": 0.5}
     ]
+
+
+def posed() -> Detections:
+    """Joint k of row i lies at 10 i + k, 20 i + k."""
+    row, joint = torch.arange(3.0)[:, None], torch.arange(2.0)
+    places = torch.stack([10 * row + joint, 20 * row + joint, torch.full((3, 2), 0.5)], dim=2)
+    return dataclasses.replace(found(), keypoints=places)
+
+
+def test_detections_filter_their_joints():
+    assert posed()[:0].keypoints.shape == (0, 2, 3)
+    assert posed()[torch.tensor([2, 0])].keypoints[:, 0].tolist() == [[20, 40, 0.5], [0, 0, 0.5]]
+    assert found()[torch.tensor([2, 0])].keypoints is None
+
+
+def test_detections_rescale_their_joints_and_not_how_sure_they_are():
+    there = posed().rescaled((80, 30))
+    assert there.keypoints[1].tolist() == [[5, 40, 0.5], [5.5, 42, 0.5]]
+    assert torch.equal(there.rescaled(SIZE).keypoints, posed().keypoints)
+    assert posed().cpu().keypoints is not None
+
+
+def test_detections_to_coco_name_the_pixels_of_joints():
+    assert posed()[:0].to_coco(5, (10, 20, 30)) == []
+    (entry,) = posed()[1:2].to_coco(5, (10, 20, 30))
+    assert entry["keypoints"] == [9.5, 19.5, 0.5, 10.5, 20.5, 0.5]
+    assert "keypoints" not in found().to_coco(5, (10, 20, 30))[0]

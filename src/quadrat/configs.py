@@ -149,6 +149,22 @@ def tiled(model: dict[str, Any], size: Any, overlap: int) -> dict[str, Any]:
     return {**model, "tiles": {"_target_": "quadrat.models.tiles.Tiles", "size": size, "overlap": overlap}}
 
 
+def retuned(model: Any, changes: Any, where: str = "model") -> Any:
+    """The config of a run's model with other values of settings that it has, as those that matter at test time.
+
+    ValueError for a setting that it has not.
+    """
+    if not isinstance(changes, dict):
+        return changes
+    if not isinstance(model, dict):
+        raise ValueError(f"+{where}={changes}: {where} of this run is {model}, which has no settings")
+    for key in changes:
+        if key not in model:
+            close = difflib.get_close_matches(key, model, n=3, cutoff=0.5) or list(model)
+            raise ValueError(f"+{where}.{key}: this run's {where} has no {key}; did you mean {' or '.join(close)}?")
+    return {**model, **{key: retuned(model[key], value, f"{where}.{key}") for key, value in changes.items()}}
+
+
 def launch(name: str, run: Callable[[DictConfig], Any]) -> None:
     """Run a command from the shell; what the user can mend is one message, not a trace."""
     register_resolvers()
@@ -223,6 +239,7 @@ NO_NEWS = (
     "Detected call of `lr_scheduler.step\\(\\)` before",  # when the very first step is skipped for its NaN
     "You're using the WeightAveraging callback with a model that overrides",  # which does something when sharded only
     "The `srun` command is available",  # the ranks are started by whom `quadrat.ranks` says
+    "Found \\d+ module\\(s\\) in eval mode at the start of training",  # what is frozen stands still
     ".*LeafSpec.* is deprecated",  # inside Lightning 2.6, under torch 2.15
 )
 

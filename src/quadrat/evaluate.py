@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from quadrat.configs import build, build_task, launch, quiet, tiled
-from quadrat.runs import Run, load_weights, read_checkpoint, same_classes, without_weights
+from quadrat.configs import build, build_task, launch, quiet, retuned, tiled
+from quadrat.runs import Run, load_weights, read_checkpoint, same_schema, without_weights
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -29,14 +29,14 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     run = Run.open(config.run)
     settings = run.config()
     _change(settings.data, config.data)
-    settings.model = tiled(without_weights(OmegaConf.to_container(settings.model)), config.tiles, config.overlap)
+    settings.model = tiled(_model(settings, config), config.tiles, config.overlap)
     if config.trainer.devices != 1:
         raise ValueError(
             f"quadrat-evaluate counts every picture once, in one process: trainer.devices={config.trainer.devices}"
         )
     data = build(settings.data)
     checkpoint = run.checkpoint(config.checkpoint)
-    same_classes(read_checkpoint(checkpoint)["schema"]["classes"], data.source(config.split).schema.classes, checkpoint)
+    same_schema(read_checkpoint(checkpoint)["schema"], data.source(config.split).schema, checkpoint)
     task = build_task(settings, data)
     load_weights(task.model, checkpoint)
     folder = run.folder / "evaluation" / config.split
@@ -47,9 +47,8 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     )
     trainer.test(task, dataloaders=data.evaluation_dataloader(config.split), verbose=False)
     results = {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()}
-    run.write_json(
-        folder / "metrics.json", {"checkpoint": str(checkpoint), "split": config.split, **_tiles(config), **results}
-    )
+    how = {"checkpoint": str(checkpoint), "split": config.split, **_tiles(config), **_retuned(config)}
+    run.write_json(folder / "metrics.json", {**how, **results})
     kept = collector.keeper.finish()
     for name, picture in collector.figures.items():
         write_image(folder / f"{name}.png", picture)
@@ -57,6 +56,16 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     print(f"\n{collector.table}\n\n  {checkpoint.name} on {config.split}; metrics and {kept} in {folder}\n")
     _track(settings, config, run, {f"{config.split}/{name}": value for name, value in results.items()})
     return results
+
+
+def _model(settings: DictConfig, config: DictConfig) -> Any:
+    """The run's model, with the settings that the command line changes."""
+    own = without_weights(OmegaConf.to_container(settings.model))
+    return retuned(own, OmegaConf.to_container(config.model))
+
+
+def _retuned(config: DictConfig) -> dict[str, Any]:
+    return {"model": OmegaConf.to_container(config.model)} if config.model else {}
 
 
 def _tiles(config: DictConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from quadrat import cluster, ranks, resume, signals
 from quadrat.configs import build, build_task, friendly, message, quiet, settings
-from quadrat.runs import InUse, Run, here, load_weights, read_checkpoint, same_classes
+from quadrat.runs import InUse, Run, here, load_weights, read_checkpoint, same_schema
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
@@ -173,7 +173,7 @@ def _seeded_task(config: DictConfig, data: DataModule) -> Task:
 
 def _fit(config: DictConfig, run: Run, data: DataModule, task: Task, progress: dict[str, Any]) -> float | None:
     start = resume.starting_point(config.resume, run)
-    _refuse_other_classes(start, task)
+    _refuse_other_schema(start, task)
     if start.weights is not None:
         load_weights(task.model, start.weights, may_lack=task.model.staged)
     trainer = _trainer(config, run, progress, start)
@@ -213,10 +213,10 @@ def _loader_explained() -> Iterator[None]:
         ) from error
 
 
-def _refuse_other_classes(start: resume.Start, task: Task) -> None:
+def _refuse_other_schema(start: resume.Start, task: Task) -> None:
     path = start.checkpoint or start.weights
     if path is not None:
-        same_classes(read_checkpoint(path, mmap=True)["schema"]["classes"], task.schema.classes, path)
+        same_schema(read_checkpoint(path, mmap=True)["schema"], task.schema, path)
 
 
 def _begin(config: DictConfig, run: Run, trainer: Trainer, start: resume.Start) -> None:

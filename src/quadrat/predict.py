@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from quadrat.configs import build, launch, tiled
+from quadrat.configs import build, launch, retuned, tiled
 from quadrat.runs import Run, load_weights, read_checkpoint, without_weights
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _load(run: Run, config: DictConfig) -> tuple[Model, Schema, Callable[[Any], 
     settings, checkpoint = run.config(), run.checkpoint(config.checkpoint)
     stored = read_checkpoint(checkpoint)["schema"]
     schema = Schema(**{name: _tuples(value) for name, value in stored.items()})
-    plain = without_weights(OmegaConf.to_container(settings.model))
+    plain = retuned(without_weights(OmegaConf.to_container(settings.model)), OmegaConf.to_container(config.model))
     model = build(tiled(plain, config.tiles, config.overlap), schema=schema)
     load_weights(model, checkpoint)
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
     from omegaconf import DictConfig
+
+    from quadrat.structures import Schema
 
 HEARTBEAT = 30.0
 """Seconds between two signs of life."""
@@ -259,10 +261,15 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     return checkpoint
 
 
-def same_classes(stored: Sequence[str], present: Sequence[str], path: Path) -> None:
-    """Raise ValueError unless a checkpoint and the data name the same classes in the same order."""
-    if list(stored) != list(present):
-        raise ValueError(f"{path} was trained on the classes {list(stored)}, the data has {list(present)}")
+def same_schema(stored: Mapping[str, Any], present: Schema, path: Path) -> None:
+    """Raise ValueError unless a checkpoint and the data name the same classes and joints in the same order."""
+    for what in ("classes", "joints"):
+        before, now = list(stored.get(what, ())), list(getattr(present, what))
+        if before != now:
+            raise ValueError(
+                f"{path} was trained on {len(before)} {what} {before}, the data has {len(now)} {now}; give it data of the same "
+                f"{what} (data=..., data.source...), or train another model on this data"
+            )
 
 
 def without_weights(config: Any) -> Any:

@@ -17,6 +17,7 @@ D channels, N detections, S classes of pixels (with the background, where there 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -64,10 +65,21 @@ class Schema:
         """The class of a label 1..C."""
         return self.classes[label - 1]
 
+    def joint(self, name: str) -> int | None:
+        """The number of a joint by its name, `left shoulder`, `left_shoulder` and `l-shoulder` alike; None if there is none."""
+        known = {joint_words(joint): number for number, joint in enumerate(self.joints)}
+        return known.get(joint_words(name))
+
     @property
     def pixel_classes(self) -> tuple[str, ...]:
         """What the values 0..S-1 of a semantic map mean."""
         return self.classes if self.background is None else (self.background, *self.classes)
+
+
+def joint_words(name: str) -> tuple[str, ...]:
+    """`L-Shoulder` -> (left, shoulder)."""
+    sides = {"l": "left", "r": "right"}
+    return tuple(sides.get(word, word) for word in re.split(r"[-_ .]+", name.lower()))
 
 
 @dataclass(frozen=True)
@@ -189,6 +201,11 @@ class Targets:
         """The boxes (M, 4) in the frame of the same image at another size (H, W)."""
         return self.boxes * scale_between(self.size, size)
 
+    def keypoints_at(self, size: tuple[int, int]) -> Tensor | None:
+        """The joints (M, K, 3) in the frame of the same image at another size (H, W)."""
+        factors = torch.cat([scale_between(self.size, size)[:2], torch.ones(1)])
+        return None if self.keypoints is None else self.keypoints * factors
+
     def areas_at(self, size: tuple[int, int]) -> Tensor:
         """The areas (M,) in pixels of the same image at another size (H, W)."""
         return self.areas * (size[0] * size[1]) / (self.size[0] * self.size[1])
@@ -219,9 +236,9 @@ class Batch:
     """B images padded to one size, and their truth padded to M objects; ``valid`` tells the objects from the padding.
 
     ``images`` (B, 3, H, W) uint8, ``sizes`` and ``original_sizes`` (B, 2) float32 height and width, ``boxes`` (B, M, 4),
-    ``labels`` (B, M), ``ignore`` (B, M), ``valid`` (B, M); where every picture has them, ``semantic`` (B, H, W) uint8, the
-    padding ignored, and ``pixel_weights`` (B, H, W). ``targets`` keeps the ragged truth on the host: for metrics, pictures, and
-    the fields that are rasterised late (masks, captions).
+    ``labels`` (B, M), ``ignore`` (B, M), ``valid`` (B, M); where every picture has them, ``keypoints`` (B, M, K, 3), ``semantic``
+    (B, H, W) uint8, the padding ignored, and ``pixel_weights`` (B, H, W). ``targets`` keeps the ragged truth on the host: for
+    metrics, pictures, and the fields that are rasterised late (masks, captions).
     """
 
     images: Tensor
@@ -232,6 +249,7 @@ class Batch:
     ignore: Tensor
     valid: Tensor
     targets: tuple[Targets, ...]
+    keypoints: Tensor | None = None
     semantic: Tensor | None = None
     pixel_weights: Tensor | None = None
 
@@ -260,6 +278,7 @@ class Batch:
             ignore=_padded([t.ignore for t in targets], most),
             valid=_padded([torch.ones(len(t), dtype=torch.bool) for t in targets], most),
             targets=targets,
+            keypoints=_joints([t.keypoints for t in targets], most),
             semantic=_planes([t.semantic for t in targets], (height, width), fill=IGNORE_INDEX),
             pixel_weights=_planes([t.pixel_weights for t in targets], (height, width), fill=0),
         )
@@ -296,6 +315,12 @@ def _padded(rows: list[Tensor], length: int) -> Tensor:
     return out
 
 
+def _joints(rows: list[Tensor | None], length: int) -> Tensor | None:
+    """Joints (B, M, K, 3) of ragged rows, unlabelled behind; None unless every picture has them."""
+    present = [row for row in rows if row is not None]
+    return _padded(present, length) if len(present) == len(rows) else None
+
+
 def _planes(planes: list[Tensor | None], size: tuple[int, int], *, fill: int) -> Tensor | None:
     """Stack planes (h, w) into (B, H, W), padded right and bottom; None unless every picture has one."""
     if any(plane is None for plane in planes):
@@ -317,33 +342,45 @@ class Proposals(NamedTuple):
 
 @dataclass(frozen=True)
 class Detections:
-    """One image's result, best first: ``boxes`` (N, 4), ``scores`` (N,), ``labels`` (N,) in a frame of ``size`` (H, W)."""
+    """One image's result, best first: ``boxes`` (N, 4), ``scores`` (N,), ``labels`` (N,) in a frame of ``size`` (H, W).
+
+    ``keypoints`` (N, K, 3) are x, y and how sure each joint is (0..1), from models that see joints.
+    """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
     size: tuple[int, int]
+    keypoints: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, keep: Any) -> Detections:
         """Filter or reorder by a mask, an index tensor or a slice."""
-        return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep])
+        return self._map(lambda rows: rows[keep])
 
     def rescaled(self, size: tuple[int, int]) -> Detections:
         """The same detections in the frame of the same image at another size (H, W)."""
         factors = scale_between(self.size, size).to(self.boxes.device)
-        return replace(self, boxes=self.boxes * factors, size=size)
+        moved = replace(self, boxes=self.boxes * factors, size=size)
+        if self.keypoints is None:
+            return moved
+        per_joint = torch.cat([factors[:2], factors.new_ones(1)])  # x, y, and what is no place
+        return replace(moved, keypoints=self.keypoints * per_joint)
 
     def cpu(self) -> Detections:
         """The same detections on the host."""
-        return replace(self, boxes=self.boxes.cpu(), scores=self.scores.cpu(), labels=self.labels.cpu())
+        return self._map(Tensor.cpu)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Detections:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: change(value) for name, value in values.items() if isinstance(value, Tensor)})
 
     def to_coco(self, image_id: int | str, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-        """COCO result entries: ``bbox`` is x, y, width, height and ``category_id`` the data set's own id."""
+        """COCO result entries: ``bbox`` is x, y, width, height, ``category_id`` the data set's own id, joints name pixels."""
         boxes, scores, labels = self.boxes.tolist(), self.scores.tolist(), self.labels.tolist()
-        return [
+        entries: list[dict[str, Any]] = [
             {
                 "image_id": image_id,
                 "category_id": category_ids[label - 1],
@@ -352,6 +389,10 @@ class Detections:
             }
             for (x1, y1, x2, y2), score, label in zip(boxes, scores, labels, strict=True)
         ]
+        if self.keypoints is not None:
+            for entry, joints in zip(entries, self.keypoints - self.keypoints.new_tensor([0.5, 0.5, 0]), strict=True):
+                entry["keypoints"] = joints.flatten().tolist()
+        return entries
 
 
 @dataclass(frozen=True)

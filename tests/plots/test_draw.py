@@ -8,7 +8,18 @@ import pytest
 import torch
 
 from quadrat.data.source import read_image
-from quadrat.plots.draw import IGNORED, colour_of, draw_detections, draw_targets, grid, write_image
+from quadrat.plots.draw import (
+    HOLLOW,
+    IGNORED,
+    SIDES,
+    colour_of,
+    draw_detections,
+    draw_result,
+    draw_targets,
+    draw_truth,
+    grid,
+    write_image,
+)
 from quadrat.structures import Detections, Schema, Targets
 
 SCHEMA = Schema(classes=("circle", "star"))
@@ -135,3 +146,79 @@ def test_tags_are_drawn_in_readable_ink(image: np.ndarray):
     drawn = draw_targets(image, targets([BOX], [1]), SCHEMA)
     ink = cv2.cvtColor(drawn, cv2.COLOR_RGB2GRAY)[:40]
     assert ink.max() > 240
+
+
+# --- joints ---
+
+POSED = Schema(
+    classes=("circle", "star"),
+    joints=("l_hand", "neck", "right hand"),
+    limbs=((0, 1), (1, 2), (0, 2)),
+    flip_pairs=((0, 2),),
+)
+HANDS = [[30.5, 60.5], [40.5, 45.5], [50.5, 60.5]]
+LEFT_HAND, NECK, RIGHT_HAND = ((60, 30), (45, 40), (60, 50))
+
+
+def pose(third: list[float]) -> torch.Tensor:
+    return torch.tensor([[[*place, value] for place, value in zip(HANDS, third, strict=True)]])
+
+
+def posed(confidences: list[float], *, score: float = 0.9) -> Detections:
+    found = detections([BOX], [score], [1])
+    return Detections(found.boxes, found.scores, found.labels, SIZE, pose(confidences))
+
+
+def of_pose(visibility: list[float]) -> Targets:
+    return Targets.make([BOX], [1], SIZE, "picture", keypoints=pose(visibility))
+
+
+def colours_at(drawn: np.ndarray) -> list[tuple[int, ...]]:
+    return [tuple(drawn[place].tolist()) for place in (LEFT_HAND, NECK, RIGHT_HAND)]
+
+
+def test_joints_of_nothing_are_not_drawn(image: np.ndarray):
+    none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long(), SIZE, torch.zeros(0, 3, 3))
+    assert np.array_equal(draw_result(none, image, POSED), image)
+    assert np.array_equal(draw_result(posed([1, 1, 1], score=0.4), image, POSED), image)
+    nobody = Targets.make([], [], SIZE, "picture", keypoints=torch.zeros(0, 3, 3))
+    assert np.array_equal(draw_truth(none, image, nobody, POSED), image)
+
+
+def test_joints_are_dots_in_the_colour_of_their_side(image: np.ndarray):
+    drawn = draw_result(posed([1, 1, 1]), image, POSED)
+    assert colours_at(drawn) == [SIDES["left"], SIDES["middle"], SIDES["right"]]
+    assert tuple(drawn[60, 40]) == SIDES["middle"]  # from hand to hand
+    assert tuple(drawn[53, 35]) != tuple(image[53, 35])  # from the left hand to the neck
+
+
+def test_unsure_joints_are_hollow_and_very_unsure_ones_are_left_out(image: np.ndarray):
+    drawn = draw_result(posed([0.3, 0.9, 0.1]), image, POSED)
+    box_alone = draw_result(detections([BOX], [0.9], [1]), image, POSED)
+    assert colours_at(drawn) == [HOLLOW, SIDES["middle"], tuple(image[RIGHT_HAND].tolist())]
+    assert np.array_equal(drawn[45:68, 44:58], box_alone[45:68, 44:58])  # nor is a limb drawn to one
+
+
+def test_limbs_of_unsure_joints_are_thinner(image: np.ndarray):
+    sure, unsure = (draw_result(posed([c, 0, c]), image, POSED)[55:66, 40] for c in (0.9, 0.3))
+    assert (sure != 90).any(axis=1).sum() > (unsure != 90).any(axis=1).sum() > 0
+
+
+def test_true_joints_are_drawn_for_results_with_joints_alone(image: np.ndarray):
+    target = of_pose([1, 2, 0])
+    drawn = draw_truth(posed([1, 1, 1]), image, target, POSED)
+    assert colours_at(drawn) == [HOLLOW, SIDES["middle"], tuple(image[RIGHT_HAND].tolist())]
+    boxes = draw_truth(detections([BOX], [0.9], [1]), image, target, POSED)
+    assert np.array_equal(boxes, draw_targets(image, target, POSED))
+
+
+def test_joints_are_enlarged_with_the_picture(image: np.ndarray):
+    drawn = draw_result(posed([1, 1, 1]), image, POSED, zoom=3)
+    assert [tuple(drawn[3 * y + 1, 3 * x + 1]) for y, x in (LEFT_HAND, RIGHT_HAND)] == [SIDES["left"], SIDES["right"]]
+
+
+def test_joints_far_outside_are_no_error(image: np.ndarray):
+    found = posed([1, 1, 1])
+    assert found.keypoints is not None
+    found.keypoints[0, 0, :2] = torch.tensor([1e12, -1e12])
+    assert tuple(draw_result(found, image, POSED)[RIGHT_HAND]) == SIDES["right"]

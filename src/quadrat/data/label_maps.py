@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 from torch import Tensor
@@ -25,10 +25,9 @@ from quadrat.data.annotations import (
     listed_stems,
     read_annotated_image,
 )
-from quadrat.data.source import Source
+from quadrat.data.source import Source, header_size
 from quadrat.structures import IGNORE_INDEX, Sample, Schema, Targets
 
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 SCALED = {"L;2": 85, "L;4": 17}  # Pillow spreads grey values of 2 and 4 bits over 0..255
 SAVE = "PIL.Image.fromarray(numbers.astype('uint8')).save(path)"
 
@@ -226,7 +225,7 @@ def _map_of(stem: str, files: dict[str, Path], folder: Path) -> Path:
 
 def _common_size(picture: Path, file: Path, shape: tuple[int, ...]) -> tuple[int, int]:
     """The size (H, W) that a picture and its map have in common."""
-    (height, width), turned = _header(picture)
+    (height, width), turned = header_size(picture)
     if shape != (height, width):
         advice = (
             "the EXIF orientation of the picture turns it, remove that or turn the map"
@@ -235,19 +234,6 @@ def _common_size(picture: Path, file: Path, shape: tuple[int, ...]) -> tuple[int
         )
         raise ValueError(f"{file} is {shape[1]}x{shape[0]} (WxH), but {picture} is {width}x{height}; {advice}")
     return height, width
-
-
-def _header(picture: Path) -> tuple[tuple[int, int], bool]:
-    """The size (H, W) that a picture will have when it is decoded, and whether its EXIF orientation swaps the sides."""
-    exif = Image.Exif()
-    try:
-        with Image.open(picture) as image:
-            width, height = image.size
-            exif.load(image.info.get("exif", b""))  # image.getexif() would decode a PNG
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"cannot read the picture {picture}: {error}") from error
-    turned = exif.get(ExifTags.Base.Orientation) in SIDEWAYS
-    return ((width, height) if turned else (height, width)), turned
 
 
 def read_map(path: Path) -> np.ndarray:

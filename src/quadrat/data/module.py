@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from quadrat import signals
 from quadrat.data.augment import Augment
 from quadrat.data.label_maps import pixel_counts, semantic_of
+from quadrat.data.one_object import PrincipalBoxes, principal_boxes
 from quadrat.data.order import EvaluationOrder, Key, TrainingOrder
-from quadrat.data.source import Source
+from quadrat.data.source import Source, truth_of
 from quadrat.structures import IGNORE_INDEX, Batch, Sample, Schema, Targets
 
 
@@ -102,6 +103,9 @@ class First(Source):
     def size(self, index: int) -> tuple[int, int]:
         return self.source.size(index)
 
+    def truth(self, index: int) -> Targets:
+        return truth_of(self.source, index)
+
     def semantic(self, index: int) -> torch.Tensor:
         return semantic_of(self.source, index)
 
@@ -155,6 +159,11 @@ class DataModule(LightningDataModule):
                     f"split {split} has classes {source.schema.classes}, split {other} has {known.schema.classes}; "
                     f"name them once with data.source.classes"
                 )
+            if known.schema.joints != source.schema.joints:
+                raise ValueError(
+                    f"split {split} has {len(source.schema.joints)} joints {source.schema.joints}, split {other} has "
+                    f"{len(known.schema.joints)} {known.schema.joints}; choose annotations of the same joints"
+                )
 
     @property
     def schema(self) -> Schema:
@@ -179,6 +188,10 @@ class DataModule(LightningDataModule):
     def pixel_counts(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the training set: the pixels (S,) of each class, and those (S,) of the pictures where it occurs."""
         return pixel_counts(self.source("train"))
+
+    def principal_boxes(self) -> PrincipalBoxes:
+        """Of the training set: what a model of one object is to find."""
+        return principal_boxes(self.source("train"))
 
     def _training_order(self) -> TrainingOrder:
         source = self.source("train")

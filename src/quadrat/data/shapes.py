@@ -14,20 +14,8 @@ import cv2
 import numpy as np
 import torch
 
+from quadrat.data.lsp import FLIP_PAIRS, JOINTS, LIMBS
 from quadrat.structures import IGNORE_INDEX, Polygons, Sample, Schema, Targets
-
-JOINTS = (
-    *("right ankle", "right knee", "right hip", "left hip", "left knee", "left ankle"),
-    *("right wrist", "right elbow", "right shoulder", "left shoulder", "left elbow", "left wrist"),
-    *("neck", "head top"),
-)
-"""The 14 joints in the order of Leeds Sports; right and left are the figure's own."""
-
-FLIP_PAIRS = ((0, 5), (1, 4), (2, 3), (6, 11), (7, 10), (8, 9))
-LIMBS = (
-    *((0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (2, 8), (3, 9)),
-    *((6, 7), (7, 8), (8, 12), (12, 9), (9, 10), (10, 11), (12, 13)),
-)
 
 MIN_SIDE, MAX_SIDE = 0.09, 0.6  # of the picture's shorter side
 MIN_PERSON_SIDE = 0.22  # a smaller figure has limbs of a pixel

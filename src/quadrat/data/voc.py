@@ -58,9 +58,13 @@ class VOC:
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
-        size = self.size(index)
-        image = read_annotated_image(self._pictures[index], size, self._xml / f"{self._stems[index]}.xml")
-        return Sample(image, Targets.make(size=size, image_id=self._stems[index], **self._objects.truth(index)))
+        file = self._xml / f"{self._stems[index]}.xml"
+        image = read_annotated_image(self._pictures[index], self.size(index), file)
+        return Sample(image, self.truth(index))
+
+    def truth(self, index: int) -> Targets:
+        """The truth of a picture without decoding it."""
+        return Targets.make(size=self.size(index), image_id=self._stems[index], **self._objects.truth(index))
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of a picture without decoding it."""

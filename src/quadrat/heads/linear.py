@@ -1,4 +1,4 @@
-"""Fully connected layers on a pooled region."""
+"""Fully connected layers on a pooled region, or on a whole pooled map."""
 
 from __future__ import annotations
 
@@ -10,15 +10,29 @@ from torch import Tensor, nn
 from quadrat.backbones.base import imagenet_state, read_state
 
 
-class TwoLayer(nn.Module):
-    """Two hidden layers with ReLU: (R, D, bins, bins) -> (R, hidden)."""
+class Flat(nn.Module):
+    """No hidden layer: (R, D, bins, bins) -> (R, D * bins * bins)."""
 
-    def __init__(self, channels: int, bins: int, *, hidden: int = 1024, dropout: float = 0.0) -> None:
+    def __init__(self, channels: int, bins: int, *, dropout: float = 0.0) -> None:
         super().__init__()
-        self.first = nn.Linear(channels * bins * bins, hidden)
-        self.second = nn.Linear(hidden, hidden)
         self.dropout = nn.Dropout(dropout)
-        self.out_features = hidden
+        self.out_features = channels * bins * bins
+
+    def forward(self, regions: Tensor) -> Tensor:
+        return self.dropout(regions.flatten(1))
+
+
+class TwoLayer(nn.Module):
+    """Two hidden layers with ReLU: (R, D, bins, bins) -> (R, last), which is ``hidden`` unless given."""
+
+    def __init__(
+        self, channels: int, bins: int, *, hidden: int = 1024, last: int | None = None, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.out_features = last or hidden
+        self.first = nn.Linear(channels * bins * bins, hidden)
+        self.second = nn.Linear(hidden, self.out_features)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, regions: Tensor) -> Tensor:
         hidden = self.dropout(torch.relu(self.first(regions.flatten(1))))

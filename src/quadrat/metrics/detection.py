@@ -14,6 +14,7 @@ from torchmetrics.utilities import rank_zero_warn
 
 from quadrat.metrics.box_rows import DetectionRows, TruthRows
 from quadrat.metrics.coco_boxes import coco_box_numbers
+from quadrat.metrics.gathered import joined, numbered
 from quadrat.metrics.voc_boxes import area_under_precision, interpolated_precision, voc_box_numbers
 from quadrat.structures import Detections, Targets
 
@@ -83,13 +84,13 @@ class BoxAP(Metric):
         pairs = list(zip(detections, targets, strict=True))
         found = [DetectionRows.pack(d.rescaled(t.original_size), image) for image, (d, t) in enumerate(pairs)]
         truth = [TruthRows.pack(t, image) for image, (_, t) in enumerate(pairs)]
-        self.detections.append(self._numbered(torch.cat(found)))
-        self.truths.append(self._numbered(torch.cat(truth)))
+        self.detections.append(numbered(torch.cat(found), self.images))
+        self.truths.append(numbered(torch.cat(truth), self.images))
         self.images = self.images + len(pairs)
 
     def compute(self) -> dict[str, float]:
         """The named numbers over all images of all ranks; warns and gives zeros when there was nothing to find."""
-        truth, found = TruthRows.unpack(_joined(self.truths)), DetectionRows.unpack(_joined(self.detections))
+        truth, found = TruthRows.unpack(joined(self.truths)), DetectionRows.unpack(joined(self.detections))
         _check(truth, found, self.classes)
         counts = np.bincount(truth.labels[~truth.ignore], minlength=len(self.classes) + 1)
         self._truth_counts = dict(zip(self.classes, counts[1:].tolist(), strict=True))
@@ -104,22 +105,6 @@ class BoxAP(Metric):
     def table(self) -> str:
         """One line per class: its truth boxes and its numbers; call it on every rank, since it may compute first."""
         return _table(self.compute(), self._truth_counts, PRESETS[self.preset].columns)
-
-    def _numbered(self, rows: Tensor) -> Tensor:
-        """Turn places in this batch into numbers no other image on any rank has; (N, D) -> (N * D,)."""
-        world, rank = 1, 0
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-        rows = rows.detach().to(self.device)
-        rows[:, 0] = (rows[:, 0] + self.images) * world + rank
-        return rows.flatten()
-
-
-def _joined(state: list[Tensor] | Tensor) -> Tensor:
-    """A list state as one tensor, whether ranks were gathered, one rank ran alone, or nothing came."""
-    if isinstance(state, Tensor):
-        return state
-    return torch.cat(state) if state else torch.zeros(0)
 
 
 def _check(truth: TruthRows, found: DetectionRows, classes: Sequence[str]) -> None:

@@ -17,12 +17,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Model(nn.Module):
     """``loss`` returns the terms named in ``loss_names``: scalars, unweighted, normalised as the paper says.
 
-    ``result`` is the kind that ``predict`` returns, ``reading_names`` the scalars that ``readings`` does. ``staged``
-    are the beginnings of the names of parameters that weights to begin from may lack: those of a coarser net of the family.
+    ``result`` is the kind that ``predict`` returns, ``adds`` the optional fields of it that the model fills. ``reading_names``
+    are the scalars that ``readings`` returns. ``staged`` are the beginnings of the names of parameters that weights to begin from
+    may lack: those of a coarser net of the family.
     """
 
     loss_names: tuple[str, ...]
     result: type[Result] = Detections
+    adds: tuple[str, ...] = ()
     reading_names: tuple[str, ...] = ()
     staged: tuple[str, ...] = ()
 

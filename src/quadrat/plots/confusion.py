@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+from quadrat.plots.figures import pixels
 
 FEW = 30
 """Classes whose shares can be read as numbers."""
@@ -36,11 +31,4 @@ def draw_confusion(matrix: np.ndarray, classes: Sequence[str]) -> np.ndarray:
         if share >= 0.005 and len(classes) <= FEW:
             colour = "white" if share > 0.5 else "black"
             axes.text(column, row, f"{share:.2f}".lstrip("0"), ha="center", va="center", fontsize=7, color=colour)
-    return _pixels(figure)
-
-
-def _pixels(figure: Figure) -> np.ndarray:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    data = np.frombuffer(stream.getvalue(), dtype=np.uint8)
-    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB))
+    return pixels(figure)

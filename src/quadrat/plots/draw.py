@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from quadrat.structures import IGNORE_INDEX, Detections, Result, Schema, SemanticMap, Targets
+from quadrat.structures import IGNORE_INDEX, Detections, Result, Schema, SemanticMap, Targets, joint_words
 
 PALETTE = (
     *((230, 25, 75), (60, 180, 75), (0, 130, 200), (255, 225, 25), (245, 130, 48), (145, 30, 180), (70, 240, 240)),
@@ -20,6 +20,14 @@ PALETTE = (
 """Twenty colours chosen to be far from each other; classes beyond the twentieth begin again."""
 
 IGNORED = (150, 150, 150)
+SIDES = {"left": (0, 130, 200), "right": (245, 130, 48), "middle": (60, 180, 75)}
+"""The colours of joints and limbs."""
+
+HOLLOW = (255, 255, 255)
+UNSURE, SURE = 0.2, 0.5
+"""A joint less sure than the first is not drawn, one less sure than the second is hollow, as a hidden one of the truth."""
+
+FAR = 30_000  # pixels: what lies beyond is drawn there, since OpenCV counts in small numbers
 FONT, FONT_SCALE, TAG_MARGIN = cv2.FONT_HERSHEY_SIMPLEX, 0.4, 2
 
 
@@ -43,8 +51,12 @@ def _(found: Detections, image: np.ndarray, schema: Schema, **how: Any) -> np.nd
 
 
 @draw_truth.register
-def _(found: Detections, image: np.ndarray, targets: Targets, schema: Schema, **how: Any) -> np.ndarray:
-    return draw_targets(image, targets, schema, **how)
+def _(found: Detections, image: np.ndarray, targets: Targets, schema: Schema, *, zoom: int = 1) -> np.ndarray:
+    canvas = draw_targets(image, targets, schema, zoom=zoom)
+    if found.keypoints is not None and targets.keypoints is not None:
+        for joints in targets.keypoints.numpy():
+            _draw_skeleton(canvas, joints[:, :2] * zoom, joints[:, 2], schema)
+    return canvas
 
 
 @draw_result.register
@@ -84,7 +96,7 @@ def pixel_colours(schema: Schema) -> dict[int, tuple[int, int, int]]:
 def draw_detections(
     image: np.ndarray, detections: Detections, schema: Schema, *, threshold: float = 0.5, zoom: int = 1
 ) -> np.ndarray:
-    """The picture, ``zoom`` times enlarged, with the boxes that score at least ``threshold``; the best lie on top."""
+    """The picture, ``zoom`` times enlarged, with what scores at least ``threshold``, boxes and joints; the best lie on top."""
     _check_size(image, detections.size)
     canvas = _enlarged(image, zoom)
     kept = detections.cpu()
@@ -92,6 +104,10 @@ def draw_detections(
     boxes, scores, labels = kept.boxes.numpy() * zoom, kept.scores.tolist(), kept.labels.tolist()
     for i in sorted(range(len(kept)), key=scores.__getitem__):
         _draw_box(canvas, boxes[i], colour_of(labels[i]), f"{schema.name(labels[i])} {scores[i]:.2f}")
+        if kept.keypoints is not None:
+            joints = kept.keypoints[i].numpy()
+            clear = (joints[:, 2] >= UNSURE).astype(int) + (joints[:, 2] >= SURE)
+            _draw_skeleton(canvas, joints[:, :2] * zoom, clear, schema)
     return canvas
 
 
@@ -151,11 +167,36 @@ def _enlarged(image: np.ndarray, zoom: int) -> np.ndarray:
 
 
 def _draw_box(canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], text: str) -> None:
-    thickness = 1 if min(canvas.shape[:2]) < 240 else 2
+    thickness = _thickness(canvas)
     x1, y1 = (round(float(value)) for value in box[:2])
     x2, y2 = (round(float(value)) - 1 for value in box[2:])  # the last pixel inside
     cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness)
     _draw_tag(canvas, (x1, y1), colour, text)
+
+
+def _draw_skeleton(canvas: np.ndarray, places: np.ndarray, clear: np.ndarray, schema: Schema) -> None:
+    """Limbs and joints at ``places`` (K, 2) in the canvas; ``clear`` (K,) is 0 not there, 1 hollow with thin limbs, 2 clear."""
+    pixels = [(x, y) for x, y in np.floor(places).clip(-FAR, FAR).astype(int).tolist()]
+    thick = _thickness(canvas)
+    for start, end in schema.limbs:
+        least = min(clear[start], clear[end])
+        if least:
+            colour = SIDES[_side(schema.joints[start], schema.joints[end])]
+            cv2.line(canvas, pixels[start], pixels[end], colour, 1 + thick if least == 2 else 1, cv2.LINE_AA)
+    for name, place, how in zip(schema.joints, pixels, clear, strict=True):
+        if how:
+            cv2.circle(canvas, place, 1 + thick, SIDES[_side(name)] if how == 2 else HOLLOW, cv2.FILLED)
+            cv2.circle(canvas, place, 1 + thick, SIDES[_side(name)], 1)
+
+
+def _side(*names: str) -> str:
+    """`left` or `right` where the joints' names say this and not the other one, else `middle`."""
+    sides = {word for name in names for word in joint_words(name) if word in ("left", "right")}
+    return sides.pop() if len(sides) == 1 else "middle"
+
+
+def _thickness(canvas: np.ndarray) -> int:
+    return 1 if min(canvas.shape[:2]) < 240 else 2
 
 
 def _draw_tag(canvas: np.ndarray, corner: tuple[int, int], colour: tuple[int, int, int], text: str) -> None:

@@ -86,7 +86,7 @@ class Task(LightningModule):
             raise ValueError(
                 f"{type(self).__name__} wants a model that gives {self.result.__name__}, {type(model).__name__} gives "
                 f"{model.result.__name__}: choose task= and model= that belong together (task=detection monitor=val/map, "
-                f"task=segmentation monitor=val/miou)"
+                f"task=segmentation monitor=val/miou, task=localization monitor=val/top1, task=pose monitor=val/pdj)"
             )
         weighting.check(model.loss_names)
         # batches are channels-last in memory; weights in the same order save a tenth of a step on a CPU
@@ -334,7 +334,7 @@ class Task(LightningModule):
         frozen parameters too."""
         groups: dict[str, list[nn.Parameter]] = {"backbone": [], "backbone_norms": [], "heads": [], "heads_norms": []}
         for name, parameter in self.model.named_parameters(prefix="model"):
-            part = "backbone" if name.startswith("model.backbone.") else "heads"
+            part = "backbone" if "backbone" in name.split(".") else "heads"
             groups[part if parameter.ndim > 1 or self.decay_norms else f"{part}_norms"].append(parameter)
         return [
             {"name": name, "params": parameters}

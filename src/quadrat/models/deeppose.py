@@ -1,0 +1,272 @@
+"""Where each joint is, as a regression: one network for all of them, then a cascade that looks again (DeepPose).
+
+Toshev and Szegedy, CVPR 2014. Stage 1 sees the frame of a person. Every further stage has a network of its own, sees a part
+round each joint that the stage before it has found, and says how far off that is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quadrat.backbones.base import Backbone
+from quadrat.heads.vector import Vector
+from quadrat.losses.joints import JointLoss
+from quadrat.models.base import IMAGENET_MEAN, IMAGENET_STD, Model, Normalise
+from quadrat.models.look import Frame, Look, WholePicture
+from quadrat.models.misses import Misses
+from quadrat.ops.match import gather_rows
+from quadrat.ops.principal import principal
+from quadrat.structures import Batch, Detections, Schema
+
+SMALLEST_TORSO = 0.05
+"""A torso is taken for at least this share of the frame's shorter side: a part without extent shows nothing."""
+
+
+class JointHead(nn.Module):
+    """What a network sees in a part, as numbers for each of K joints: (B, 3, H, W), (B, R, 4) -> (B, R, K, numbers)."""
+
+    def __init__(self, look: Look, joints: int, numbers: int) -> None:
+        super().__init__()
+        self.look, self.joints = look, joints
+        self.out = nn.Linear(look.out_features, joints * numbers)
+        nn.init.normal_(self.out.weight, std=0.001)  # begins at the middle of the part
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, images: Tensor, boxes: Tensor) -> Tensor:
+        return self.out(self.look(images, boxes)).float().view(*boxes.shape[:2], self.joints, -1)
+
+
+class Blind(nn.Module):
+    """The like without eyes: the same numbers for every part, which become the mean pose of the training set."""
+
+    def __init__(self, joints: int, numbers: int) -> None:
+        super().__init__()
+        self.out = nn.Parameter(torch.zeros(joints, numbers))
+
+    def forward(self, images: Tensor, boxes: Tensor) -> Tensor:
+        return self.out.expand(*boxes.shape[:2], -1, -1)
+
+
+class DeepPose(Model):
+    """``stages`` find K joints one after another; their terms are ``joints``, ``joints_2``, ...
+
+    Coordinates are shares of the ``frame`` from its middle. A further stage sees squares of ``context`` torso diameters (left
+    shoulder to right hip: ``torso``, two numbers of joints) round ``parts`` random labelled joints of each person in training,
+    and round every joint otherwise. In training the joints before it are simulated: the truth, off by what the stage before it
+    was measured to be off (`Misses`), so that stages can be trained at once or one by one (loss.weights, loss/weighting=
+    scheduled). ``use``: only so many stages in evaluation. Raises ValueError for data with another number of joints.
+    """
+
+    adds = ("keypoints",)
+
+    def __init__(
+        self,
+        stages: Sequence[nn.Module],
+        joint_loss: JointLoss,
+        joints: int,
+        torso: tuple[int, int] | None,
+        *,
+        frame: Frame | None = None,
+        context: float = 2.0,
+        parts: int = 2,
+        use: int | None = None,
+        label: int = 1,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        if len(stages) > 1 and torso is None:
+            raise ValueError("the parts of a cascade are measured in torsos: give model.torso=[<joint>,<joint>]")
+        if use is not None and not 1 <= use <= len(stages):
+            raise ValueError(f"model.use={use}: there are {len(stages)} stages")
+        self.normalise, self.stages, self.joint_loss = Normalise(mean, std), nn.ModuleList(stages), joint_loss
+        self.frame = frame or WholePicture()
+        self.misses = nn.ModuleList(Misses(joints) for _ in stages[1:])
+        self.joints, self.torso, self.context, self.parts = joints, torso, context, parts
+        self.use, self.label = use or len(stages), label
+        self.loss_names = ("joints", *(f"joints_{number}" for number in range(2, len(stages) + 1)))
+        self.staged = tuple(f"{part}.{number}" for number in range(1, len(stages)) for part in ("stages", "misses"))
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        """``images`` normalised (B, 3, H, W), ``frames`` (B, 4), and what the first stage gives, ``raw`` (B, K, numbers)."""
+        images, frames = self.normalise(batch.images, batch.sizes), self.frame(batch)
+        return {"images": images, "frames": frames, "raw": self.stages[0](images, frames[:, None])[:, 0]}
+
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """``joints`` and its likes: the sum over a person's labelled joints, the mean over the persons that have some."""
+        truth, labelled = self.truth(batch)
+        frames = features["frames"]
+        terms = self.joint_loss(features["raw"], _shares(truth, frames), labelled)
+        losses = {"joints": terms.sum() / labelled.any(1).sum().clamp(min=1)}
+        found = self.place(features["raw"], frames)
+        for number in range(1, len(self.stages)):
+            losses[f"joints_{number + 1}"], found = self._refining_loss(number, features, found, truth, labelled)
+        return losses
+
+    def truth(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The joints (B, K, 2) of each picture's largest person with labelled ones, and which are labelled (B, K)."""
+        if batch.keypoints is None:
+            raise ValueError(
+                "the data has no joints to learn from: data=lsp, data=coco_persons, data=shapes_persons, or keypoint annotations"
+            )
+        if batch.keypoints.shape[2] != self.joints:
+            raise ValueError(f"the model has {self.joints} joints, the data {batch.keypoints.shape[2]}")
+        labelled = batch.keypoints[..., 2] > 0  # (B, M, K)
+        index, there = principal(batch.boxes, batch.valid & ~batch.ignore & labelled.any(-1))
+        own = gather_rows(batch.keypoints.flatten(2), index[:, None]).view(len(batch), self.joints, 3)
+        return own[..., :2], (own[..., 2] > 0) & there[:, None]
+
+    def _refining_loss(
+        self, number: int, features: dict[str, Tensor], found: Tensor, truth: Tensor, labelled: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The term of a further stage, and the joints (B, K, 2) as well as they are known behind it."""
+        misses: Any = self.misses[number - 1]
+        diameters = self._diameters(found, truth, labelled, features["frames"])
+        if self.training:
+            misses.see((found.detach() - truth) / diameters[:, None, None], labelled)
+        joint = torch.multinomial(
+            labelled + 1e-6, self.parts, replacement=True
+        )  # (B, P): some labelled joint, if there is one
+        wanted = gather_rows(truth, joint)
+        start = wanted + misses.draw(joint) * diameters[:, None, None]
+        raw, sides = self._look_again(number, features["images"], start, joint, diameters)
+        counts = labelled.gather(1, joint)
+        terms = self.joint_loss(raw, (wanted - start) / sides, counts)
+        loss = terms.sum() / counts.sum().clamp(min=1) * self.joints  # as if every joint had been looked at
+        after = start + self.joint_loss.place(raw).detach().float() * sides
+        return loss, found.detach().scatter(1, joint[..., None].expand(-1, -1, 2), after)
+
+    def _look_again(
+        self, number: int, images: Tensor, middles: Tensor, joint: Tensor, diameters: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What a stage gives for joints (B, P), each seen in a square round its middle (B, P, 2), and the squares' sides."""
+        sides = (self.context * diameters)[:, None, None].expand(-1, joint.shape[1], 1)  # (B, P, 1)
+        boxes = torch.cat([middles - sides / 2, middles + sides / 2], dim=-1)
+        raw = self.stages[number](images, boxes)  # (B, P, K, numbers)
+        own = raw.gather(2, joint[..., None, None].expand(-1, -1, 1, raw.shape[-1]))[:, :, 0]
+        return own, sides
+
+    def _diameters(self, found: Tensor, truth: Tensor, labelled: Tensor, frames: Tensor) -> Tensor:
+        """Torso diameters (B,) in pixels: of the truth where both joints are labelled, else of what was found."""
+        assert self.torso is not None
+        both = labelled[:, self.torso[0]] & labelled[:, self.torso[1]]
+        return torch.where(both, self._diameter(truth, frames), self._diameter(found.detach(), frames))
+
+    def _diameter(self, joints: Tensor, frames: Tensor) -> Tensor:
+        assert self.torso is not None
+        length = (joints[:, self.torso[0]] - joints[:, self.torso[1]]).norm(dim=-1)
+        return torch.maximum(length, SMALLEST_TORSO * (frames[:, 2:] - frames[:, :2]).amin(-1))
+
+    def place(self, raw: Tensor, frames: Tensor) -> Tensor:
+        """Joints (B, K, 2) in pixels of raw numbers (B, K, numbers) in frames (B, 4)."""
+        middle, size = (frames[:, None, :2] + frames[:, None, 2:]) / 2, frames[:, None, 2:] - frames[:, None, :2]
+        return middle + self.joint_loss.place(raw).float() * size
+
+    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[Detections]:
+        """One person a picture: its joints, and the smallest box round them, with the mean confidence."""
+        raw, frames = features["raw"], features["frames"]
+        joints = self.place(raw, frames)
+        everyone = torch.arange(self.joints, device=joints.device).expand(len(batch), -1)
+        for number in range(1, self.use):
+            diameters = self._diameter(joints, frames)
+            raw, sides = self._look_again(number, features["images"], joints, everyone, diameters)
+            joints = joints + self.joint_loss.place(raw).float() * sides
+        sure = self.joint_loss.confidence(raw).float()
+        return [self._person(joints[i], sure[i], target.size) for i, target in enumerate(batch.targets)]
+
+    def _person(self, joints: Tensor, sure: Tensor, size: tuple[int, int]) -> Detections:
+        limit = joints.new_tensor([size[1], size[0]])
+        low = torch.minimum(joints.amin(0).clamp(min=0), limit - 1)
+        high = torch.minimum(torch.maximum(joints.amax(0), low + 1), limit)
+        return Detections(
+            torch.cat([low, high])[None],
+            sure.mean()[None],
+            torch.full((1,), self.label, device=joints.device),
+            size,
+            keypoints=torch.cat([joints, sure[:, None]], dim=-1)[None],
+        )
+
+    def shared(self) -> Sequence[nn.Module]:
+        """Stages share nothing; a single one is all its term's own."""
+        return (*self.stages,) if len(self.stages) == 1 else ()
+
+
+def _shares(points: Tensor, frames: Tensor) -> Tensor:
+    """Points (B, K, 2) as shares of frames (B, 4) from their middles."""
+    middle, size = (frames[:, None, :2] + frames[:, None, 2:]) / 2, frames[:, None, 2:] - frames[:, None, :2]
+    return (points - middle) / size
+
+
+def assemble(
+    schema: Schema,
+    backbone: Backbone,
+    vector: Callable[..., Vector],
+    joint_loss: JointLoss,
+    *,
+    sizes: Sequence[Sequence[int]] = ((220, 220),),
+    torso: Sequence[int] | None = None,
+    frame: Frame | None = None,
+    context: float = 2.0,
+    parts: int = 2,
+    use: int | None = None,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> DeepPose:
+    """A stage for each of ``sizes``, all of the same architecture with weights of their own, for the joints of a data set."""
+    stages = []
+    for size in sizes:
+        own = copy.deepcopy(backbone)
+        stages.append(JointHead(Look(own, vector(own), size), _count(schema), joint_loss.numbers))
+    return DeepPose(
+        stages,
+        joint_loss,
+        len(schema.joints),
+        _torso(schema, torso),
+        frame=frame,
+        context=context,
+        parts=parts,
+        use=use,
+        label=_person(schema),
+        mean=mean,
+        std=std,
+    )
+
+
+def mean_pose(schema: Schema, joint_loss: JointLoss, *, frame: Frame | None = None) -> DeepPose:
+    """The baseline that sees nothing: every person has the mean pose of the training set."""
+    return DeepPose(
+        [Blind(_count(schema), joint_loss.numbers)],
+        joint_loss,
+        len(schema.joints),
+        None,
+        frame=frame,
+        label=_person(schema),
+    )
+
+
+def _count(schema: Schema) -> int:
+    if not schema.joints:
+        raise ValueError(
+            f"the data names no joints (classes {list(schema.classes)}): data=lsp, data=coco_persons or data=shapes_persons, "
+            f"or data.source.annotations=<a file of keypoints>"
+        )
+    return len(schema.joints)
+
+
+def _torso(schema: Schema, given: Sequence[int] | None) -> tuple[int, int] | None:
+    """The ends of a torso's diameter: those given, or left shoulder and right hip by their names."""
+    if given is not None:
+        first, second = given
+        return first, second
+    shoulder, hip = schema.joint("left shoulder"), schema.joint("right hip")
+    return None if shoulder is None or hip is None else (shoulder, hip)
+
+
+def _person(schema: Schema) -> int:
+    """The label of the class whose joints these are."""
+    return schema.classes.index("person") + 1 if "person" in schema.classes else 1

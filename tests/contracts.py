@@ -5,6 +5,7 @@ Pictures come from `shapes`; 64 x 64 pixels unless a test needs more.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from quadrat.data.shapes import Shapes
 from quadrat.models.base import Model
@@ -146,6 +148,48 @@ def assert_one_object_model(
             assert_seeded(model, batch)
         assert_batched_equals_single(model, samples)
         assert_half_precision(model, batch, classes=classes)
+
+
+ASKING = (
+    *("_local_scalar_dense", "item", "is_nonzero", "nonzero", "nonzero_numpy", "masked_select", "unique_dim", "equal"),
+    *("_unique2", "unique_consecutive", "lift_fresh", "_to_copy_from_host"),
+)
+"""Operators after which the host waits for the device; `lift_fresh` is a tensor made from Python numbers in the step."""
+
+
+class Operators(TorchDispatchMode):
+    """Counts what is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("index", "index_put", "index_put_") and any(_is_mask(index) for index in args[1]):
+            name = "nonzero"  # what a boolean index becomes
+        if name == "repeat_interleave":
+            name = "nonzero" if "output_size" not in (kwargs or {}) else name  # its length is in the data
+        self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _is_mask(index: Tensor | None) -> bool:
+    return index is not None and index.dtype in (torch.bool, torch.uint8)
+
+
+def counted(model: Model, batch: Batch) -> Counter[str]:
+    losses_of(model, batch)  # constants are made once
+    model.zero_grad(set_to_none=True)
+    with Operators() as operators:
+        torch.stack(list(model.loss(model.features(batch), batch).values())).sum().backward()
+    return operators.counts
+
+
+def assert_asks_nothing(model: Model, batch: Batch) -> None:
+    """In a training step the host never waits for the device."""
+    counts = counted(model, batch)
+    assert {name: counts[name] for name in ASKING if counts[name]} == {}
 
 
 def without_labels(sample: Sample) -> Sample:

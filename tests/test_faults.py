@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,6 +113,37 @@ def test_damaged_checkpoint_is_named_and_passed_over(
     assert f"passing over a damaged checkpoint: {run.last}" in said
     assert f"{run.last} is the newest" not in said
     same(run, whole)
+
+
+def left_running(whole: Run, logs: Path) -> Run:
+    """The files of the whole run, as if it had been killed at its very end."""
+    run = folder(logs, "plain")
+    shutil.copytree(whole.folder, run.folder)
+    run.set_status("running")
+    return run
+
+
+def test_checkpoint_cut_off_before_its_naming_becomes_the_last(whole: Run, tmp_path: Path) -> None:
+    """Killed between writing the last checkpoint of all and renaming it: there is nothing left to train or to save."""
+    run = left_running(whole, tmp_path)
+    run.last.rename(run.new)
+    run.previous.rename(run.last)
+    before = run.last.read_bytes()
+    code, said = interrupted.run(overrides(tmp_path, "plain"))
+    assert code == 0
+    assert f"{run.new} is the newest checkpoint that loads" in said
+    assert not run.new.exists()
+    assert run.last.read_bytes() == whole.last.read_bytes()
+    assert run.previous.read_bytes() == before
+    assert run.status["state"] == "done"
+
+
+def test_damaged_new_checkpoint_never_becomes_the_last(whole: Run, tmp_path: Path) -> None:
+    run = left_running(whole, tmp_path)
+    shutil.copy(run.last, run.new)
+    flip(run.new)
+    assert interrupted.run(overrides(tmp_path, "plain")).code == 0
+    assert run.last.read_bytes() == whole.last.read_bytes()
 
 
 # --- resume.mode ---

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig
 
+from quadrat.callbacks.freeze import Epochs, Freeze
 from quadrat.callbacks.nan_guard import LossNotFinite, NanGuard
 from quadrat.configs import build, build_task, compose
 from quadrat.replay import Replay, replay, statistics, tensors
@@ -43,8 +44,8 @@ class Spoil(Callback):
             self.change(pl_module.model)
 
 
-def train_into(folder: Path, change: Callable[[Any], None], *overrides: str) -> Path:
-    """A run folder whose run has stopped at the bad step; gives the file of the step."""
+def train_into(folder: Path, change: Callable[[Any], None], *overrides: str, beside: Sequence[Callback] = ()) -> Path:
+    """A run folder whose run has stopped at the bad step, with callbacks ``beside``; gives the file of the step."""
     config = compose("train", [*SMALL, f"paths.logs={folder}", *overrides])
     run = Run(folder / "run")
     run.save_config(config)
@@ -53,7 +54,7 @@ def train_into(folder: Path, change: Callable[[Any], None], *overrides: str) -> 
     names = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler")
     settings: dict[str, Any] = dict.fromkeys(names, False)
     settings |= {"accelerator": "cpu", "devices": 1, "max_steps": BAD + 2, "limit_val_batches": 0}
-    settings |= {"precision": config.trainer.precision, "callbacks": [Spoil(change), NanGuard(run.folder)]}
+    settings |= {"precision": config.trainer.precision, "callbacks": [*beside, Spoil(change), NanGuard(run.folder)]}
     trainer = Trainer(**settings)
     task = build_task(config, data)
     with pytest.raises(LossNotFinite):
@@ -154,6 +155,19 @@ def test_replay_says_when_the_losses_differ(own: Path, capsys: pytest.CaptureFix
 
 def test_replay_of_mixed_precision_is_the_same(tmp_path: Path) -> None:
     assert replay(train_into(tmp_path, too_large, "trainer.precision=bf16-mixed")).same
+
+
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")  # what is frozen
+def test_replay_of_a_frozen_phase_is_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The trunk stands still, its norms too, though the model's own settings let it learn."""
+    file = train_into(tmp_path, too_large, beside=[Freeze(Epochs(9))])
+    assert torch.load(file, weights_only=True)["frozen"] == {"model.backbone": [5, True]}
+    assert replay(file).same
+    assert "backbone         norm 0\n" in capsys.readouterr().out
+
+
+def test_replay_of_a_thawed_phase_learns_again(file: Path) -> None:
+    assert torch.load(file, weights_only=True)["frozen"] == {"model.backbone": [0, False]}
 
 
 def test_replay_names_weights_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -186,6 +186,8 @@ def _fit(config: DictConfig, run: Run, data: DataModule, task: Task, progress: d
         trainer.fit(task, data, ckpt_path=start.checkpoint)
     if not trainer.is_global_zero:
         return None
+    if start.checkpoint == run.new and run.new.exists():  # nothing was left to do, so no other has come after it
+        run.name_newest()
     _write_results(run, trainer, config)
     state, why = _ending(trainer)
     _end(run, state, 0, epochs=trainer.current_epoch, steps=trainer.global_step, best=_best(run), **why)

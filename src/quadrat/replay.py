@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from torch import Tensor, nn
 
+    from quadrat.backbones.base import Backbone
     from quadrat.data.module import DataModule
     from quadrat.structures import Batch, Schema
     from quadrat.tasks.base import Task
@@ -94,7 +95,7 @@ class _Named(NamedTuple):
 
 
 def _task(settings: DictConfig, step: dict[str, Any], file: Path) -> Task:
-    """The task with the weights and the weighting from before the step."""
+    """The task with the weights and the weighting from before the step, and as much of it frozen as was then."""
     from quadrat.structures import Schema
 
     settings.model = without_weights(OmegaConf.to_container(settings.model))
@@ -111,6 +112,8 @@ def _task(settings: DictConfig, step: dict[str, Any], file: Path) -> Task:
             f"differ (first: {differing[:3]})"
         )
     task.load_state_dict(stored, strict=False)
+    for name, how in step.get("frozen", {}).items():
+        cast("Backbone", task.get_submodule(name)).freeze(*how)
     return task
 
 

@@ -101,6 +101,12 @@ class Run:
                 print(f"passing over a damaged checkpoint: {error}")
         return None
 
+    def name_newest(self) -> None:
+        """Finish what a kill has cut off: the new checkpoint becomes the last; at every instant a whole one has a name."""
+        if self.last.exists():
+            os.replace(self.last, self.previous)
+        os.replace(self.new, self.last)
+
     def set_aside(self) -> Path | None:
         """Move what former attempts have left into a folder of their own, for a start from nothing."""
         left = [path for path in self.folder.iterdir() if path.name != ".lock" and not path.name.startswith("attempt-")]

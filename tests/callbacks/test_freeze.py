@@ -210,6 +210,13 @@ def test_weights_of_frozen_parameters() -> None:
         fit(Epochs(1), model=OnlyBackboneShared(), weighting=balanced)
 
 
+def test_terms_that_share_nothing_are_another_matter() -> None:
+    """The task itself refuses those, and says so."""
+    task = Task(Tiny(4), sees="all")
+    task.model.shared = lambda: ()
+    Freeze(Epochs(1)).setup(trainer(), cast(LightningModule, task), "fit")
+
+
 # --- trainings ---
 
 

@@ -11,6 +11,7 @@ import torch
 
 from makers import make_voc
 from quadrat.data.augment import Augment, ResizeShortEdge
+from quadrat.data.lsp import JOINTS
 from quadrat.data.module import Batches, DataModule, First
 from quadrat.data.shapes import FLIP_PAIRS, Shapes
 from quadrat.data.voc import VOC
@@ -175,6 +176,20 @@ def test_splits_with_other_classes_are_refused():
         with pytest.raises(ValueError, match=r"split val has classes \('star', 'circle'\), split train has") as refused:
             data.setup("fit")
         assert "name them once with data.source.classes" in str(refused.value)
+
+
+def test_splits_with_other_joints_are_refused():
+    def source(split: str) -> Shapes:
+        shapes = Shapes(split, count=2)
+        if split == "val":
+            shapes.schema = replace(shapes.schema, joints=(*JOINTS[:13], "nose"))
+        return shapes
+
+    with pytest.raises(
+        ValueError, match=r"split val has 14 joints .*'nose'\), split train has 14 \(.*'head top'\)"
+    ) as refused:
+        module(source).setup("fit")
+    assert "choose annotations of the same joints" in str(refused.value)
 
 
 def test_an_unknown_split_is_refused_by_its_source(tmp_path: Path):

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from makers import make_voc
+from makers import make_voc, voc_xml
 from quadrat.data.coco import COCO
-from quadrat.data.one_object import OneObject, one_object
+from quadrat.data.one_object import OneObject, one_object, principal_boxes
+from quadrat.data.shapes import Shapes
 from quadrat.data.voc import VOC
 from quadrat.structures import Sample, Schema, Targets
 
@@ -84,3 +85,33 @@ def test_real_pictures(shared: Path):
     assert len(raccoons) == sum(len(plain.truth(index)) == 1 for index in range(len(plain)))
     assert 100 < len(raccoons) < 160
     assert 70 < len(one_object("val2017", COCO, root=data / "coco_mini")) <= 79
+
+
+# What a code of boxes is measured in
+
+
+def test_principal_boxes_are_the_largest_that_count(tmp_path: Path) -> None:
+    objects = [
+        {"name": "cat", "xmin": 1, "ymin": 1, "xmax": 60, "ymax": 40, "difficult": 1},
+        {"name": "cat", "xmin": 11, "ymin": 11, "xmax": 30, "ymax": 20},
+        {"name": "cat", "xmin": 5, "ymin": 5, "xmax": 8, "ymax": 8},
+    ]
+    root = make_voc(tmp_path, splits={"train": 1})
+    (file,) = (root / "Annotations").iterdir()
+    file.write_text(voc_xml((48, 64), objects))
+    boxes, sizes = principal_boxes(VOC(root, "train"))
+    assert boxes.tolist() == [[10, 10, 30, 20]]
+    assert sizes.tolist() == [[48, 64]]
+
+
+def test_principal_boxes_of_pictures_without_objects_are_none(tmp_path: Path) -> None:
+    root = make_voc(tmp_path, splits={"train": 1})
+    (file,) = (root / "Annotations").iterdir()
+    file.write_text(voc_xml((48, 64), []))
+    boxes, sizes = principal_boxes(VOC(root, "train", classes=["cat"]))
+    assert (boxes.shape, sizes.shape) == ((0, 4), (0, 2))
+
+
+def test_principal_boxes_of_drawn_scenes_are_those_of_their_samples() -> None:
+    source = Shapes("train", count=3, size=(64, 64), objects=(1, 1), empty=0)
+    assert principal_boxes(source).boxes.tolist() == [source[index].targets.boxes[0].tolist() for index in range(3)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from contracts import assert_one_object_model, losses_of
+from contracts import assert_asks_nothing, assert_one_object_model, losses_of
 from quadrat.backbones.tiny import Tiny
 from quadrat.configs import build, compose
 from quadrat.data.shapes import Shapes
@@ -145,6 +145,20 @@ def test_training_parts_lie_round_the_truth_as_far_off_as_was_measured() -> None
     torch.testing.assert_close(middles[middles[:, 0].argsort()], expected[expected[:, 0].argsort()])
 
 
+def test_parts_that_are_not_simulated_lie_where_joints_were_found() -> None:
+    """With the torso as it was found, too: half as long as the true one."""
+    truth = torch.tensor([[16.0, 16], [46, 56], [50, 10]])
+    stages = [Points(truth, 0.5), Points(truth, 0.5)]
+    model = DeepPose(stages, Off(l2), 3, (0, 1), parts=3, simulate=0.0).train()
+    batch = joints_batch(np.concatenate([truth.numpy(), np.full((3, 1), 2)], axis=1))
+    model.loss(model.features(batch), batch)
+    first = 32 + (truth - 32) / 2
+    seen = stages[1].seen[0][0]
+    middles = (seen[:, :2] + seen[:, 2:]) / 2
+    torch.testing.assert_close(middles[middles[:, 0].argsort()], first[first[:, 0].argsort()])
+    torch.testing.assert_close(seen[:, 2:] - seen[:, :2], torch.full((3, 2), 50.0))
+
+
 def test_only_labelled_joints_are_shown_to_a_further_stage() -> None:
     truth = torch.tensor([[16.0, 16], [46, 56], [50, 10]])
     stages = [Points(truth, 1.0), Points(truth, 1.0)]
@@ -216,3 +230,8 @@ def test_paper_preset_is_the_papers() -> None:
     assert model.context == 2.0
     count = sum(p.numel() for p in model.stages[0].parameters())
     assert 40e6 < count < 60e6  # "about 40 M" in the paper, whose convolutions are in two groups
+
+
+@pytest.mark.parametrize("options", [{}, {"joint_loss": ResidualLogLikelihood(), "frame": ObjectBox()}])
+def test_a_step_asks_the_device_nothing(options) -> None:
+    assert_asks_nothing(deeppose(**options).train(), Batch.collate(PERSONS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 
@@ -11,14 +10,17 @@ import pytest
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from contracts import (
+    ASKING,
     SCHEMA,
+    Operators,
+    assert_asks_nothing,
     assert_detections,
     assert_losses,
     assert_model,
     batch_of,
+    counted,
     drawn,
     keys_by_place,
     losses_of,
@@ -108,34 +110,6 @@ def test_padding_of_the_picture_is_not_seen() -> None:
 # Without a loop over images and without waiting for the device
 
 
-ASKING = (
-    *("_local_scalar_dense", "item", "is_nonzero", "nonzero", "nonzero_numpy", "masked_select", "unique_dim", "equal"),
-    *("_unique2", "unique_consecutive", "lift_fresh", "_to_copy_from_host"),
-)
-"""Operators after which the host waits for the device; `lift_fresh` is a tensor made from Python numbers in the step."""
-
-
-class Operators(TorchDispatchMode):
-    """Counts what is called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if name in ("index", "index_put", "index_put_") and any(_is_mask(index) for index in args[1]):
-            name = "nonzero"  # what a boolean index becomes
-        if name == "repeat_interleave":
-            name = "nonzero" if "output_size" not in (kwargs or {}) else name  # its length is in the data
-        self.counts[name] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def _is_mask(index: Tensor | None) -> bool:
-    return index is not None and index.dtype in (torch.bool, torch.uint8)
-
-
 @pytest.fixture
 def still_nms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The first hundred boxes survive: torchvision's kernel has to tell the host how many did, and is not ours."""
@@ -146,20 +120,11 @@ def still_nms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     return
 
 
-def counted(model: Regions, batch: Batch) -> Counter[str]:
-    losses_of(model, batch)  # constants are made once
-    model.zero_grad(set_to_none=True)
-    with Operators() as operators:
-        torch.stack(list(model.loss(model.features(batch), batch).values())).sum().backward()
-    return operators.counts
-
-
 @pytest.mark.parametrize("pool", ["roi_align", "roi_pool"])
 @pytest.mark.usefixtures("still_nms")
 def test_the_training_step_asks_the_device_nothing(pool: str) -> None:
     model, _ = fpn("tiny", f"model/pool={pool}")
-    counts = counted(model, Batch.collate(drawn(2)))
-    assert {name: counts[name] for name in ASKING if counts[name]} == {}
+    assert_asks_nothing(model, Batch.collate(drawn(2)))
 
 
 @pytest.mark.parametrize("pool", ["roi_align", "roi_pool"])

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from quadrat.configs import compose
+from quadrat.evaluate import evaluate
 from quadrat.jobs import train
+from quadrat.runs import Run
 
 
 @pytest.mark.slow
@@ -50,3 +52,50 @@ def test_segnet_basic_learns_four_small_pictures_by_heart(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("model", "size", "epochs"), [("segnet", 96, 400), ("unet", 96, 400), ("fcn_full", 96, 400)])
 def test_dense_learns_four_pictures_by_heart(tmp_path: Path, model: str, size: int, epochs: int) -> None:
     assert pixels_learned(tmp_path, model, size, epochs) > 0.95
+
+
+def one_object_learned(logs: Path, model: str, data: str, epochs: int, *overrides: str) -> Run:
+    """The run of a small model that has seen eight drawn pictures that many times; it is saved at its only validation."""
+    config = compose(
+        "train",
+        [
+            *(
+                "experiment=none",
+                f"model={model}",
+                f"data={data}",
+                "trainer=overfit",
+                "trainer.enable_progress_bar=false",
+            ),
+            *("model/backbone=tiny", "model.backbone.width=8", "model.vector.map=c4", "+data.source.size=[64,64]"),
+            *("optimizer.lr=3e-3", "schedule.warmup.steps=20", "callbacks.pictures=null", "callbacks.checkpoints=null"),
+            *(f"trainer.max_epochs={epochs}", f"trainer.check_val_every_n_epoch={epochs}", f"paths.logs={logs}"),
+            *overrides,
+        ],
+    )
+    train(config)
+    return Run(config.paths.run)
+
+
+def last(run: Run) -> dict[str, float]:
+    return json.loads(run.metrics_file.read_text())["last"]
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_localizer_learns_eight_pictures_by_heart(tmp_path: Path) -> None:
+    task = ("task=localization", "monitor=val/top1", "model.size=[64,64]")
+    found = last(one_object_learned(tmp_path, "localizer", "shapes_single", 100, *task))
+    assert found["val/iou"] >= 0.9
+    assert found["val/top1"] >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_deeppose_learns_eight_persons_by_heart(tmp_path: Path) -> None:
+    """Both stages, and the first one alone, which is done sooner: the second is shown the misses of the last hundred steps, and
+    learns to the point only when those are small."""
+    task = ("task=pose", "monitor=val/pcp", "model.sizes=[[64,64],[32,32]]", "model.parts=6")
+    run = one_object_learned(tmp_path, "deeppose", "shapes_persons", 300, *task)
+    assert last(run)["val/pcp"] >= 0.95
+    first = evaluate(compose("evaluate", [f"run={run.folder}", "progress.refresh_rate=0", "+model.use=1"]))
+    assert first["pcp"] >= 0.95

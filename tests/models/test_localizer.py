@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from contracts import SCHEMA, assert_one_object_model, batch_of, losses_of
+from contracts import SCHEMA, assert_asks_nothing, assert_one_object_model, batch_of, losses_of
 from quadrat.backbones.tiny import Tiny
 from quadrat.configs import build, compose
 from quadrat.heads.box_code import BoxCode
@@ -109,3 +109,8 @@ def test_presets_differ_as_their_papers_do() -> None:
     assert (vgg.boxes.in_features, vgg.boxes.out_features) == (4096, 24)
     assert (overfeat.classes.in_features, overfeat.boxes.in_features, overfeat.boxes.out_features) == (4096, 1024, 4)
     assert overfeat.code.encoding == "edges"
+
+
+@pytest.mark.parametrize("options", [{}, {"shared_box": False, "box_loss": OverlapLoss(giou)}])
+def test_a_step_asks_the_device_nothing(options) -> None:
+    assert_asks_nothing(localizer(**options).train(), batch_of({"boxes": [[8, 8, 40, 40]]}, {}))

@@ -71,7 +71,9 @@ def test_page_in_a_browser(tmp_path: Path) -> None:
     assert seen["up"] == ["0.505 ± 0.000", "0.520 ± 0.000", "0.600 ± 0.000", "–"]  # what has no value stays last
     assert seen["marked"] == "descending"
     assert seen["by_number"] == ["0.5", "2", "10", "100"]  # as numbers, not as words
-    assert len(seen["images"]) == 7  # curve, ranking, learning, losses with norms, agreement, best, worst
+    assert (
+        len(seen["images"]) == 8
+    )  # curve, ranking, loss against metric, learning, losses with norms, agreement, best, worst
     assert all(seen["images"])
     assert (seen["troubles"], seen["asked_for"], seen["sideways"]) == ([], [], 0)
 

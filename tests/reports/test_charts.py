@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import pytest
 from matplotlib.collections import LineCollection
 from PIL import Image
 
-from quadrat.reports import against, over_time
+from quadrat.reports import against, by_loss, over_time
 from quadrat.reports.charts import charts
-from quadrat.reports.collect import Record
+from quadrat.reports.collect import Record, collect
 from quadrat.reports.compare import Comparison, comparison
+from quadrat.reports.find import find
 from quadrat.reports.style import normalised, ordered, png, thousands, wide
+from reported import TERMS, make_run, training
 
 BOX, CLS = "loss.weights.box", "loss.weights.cls"
 NORMALISER = "model.normaliser"
@@ -230,6 +233,105 @@ def test_losses_without_gradient_norms() -> None:
     assert len(chart.axes) == 1
 
 
+# --- the loss and the metric ---
+
+
+ALPHA = "loss.weighting.alpha"
+
+
+def minimised(
+    settings: Mapping[str, Any], seed: int, best: float, weights: Mapping[str, float], losses: Mapping[str, float]
+) -> Record:
+    """A run with these weights in training and these validation losses."""
+    weighted = {f"train/weighted/{term}": ([9], [weight]) for term, weight in weights.items()}
+    history = {f"train/weight/{term}": ([4, 9], [7.0, weight]) for term, weight in weights.items()} | weighted
+    history["train/total"] = ([9], [sum(weights.values())])
+    last = {"val/map": best, **{f"val/loss/{term}": loss for term, loss in losses.items()}}
+    return run(settings, seed, best, history, last=last)
+
+
+def by_alpha(values: Mapping[float, tuple[float, ...]], losses: Mapping[str, float]) -> Comparison:
+    """Runs with the same raw losses, whose total is what alpha makes of it; the metric of each seed."""
+    return compared(
+        [
+            minimised({ALPHA: one}, seed, value, {"cls": one, "box": 1 - one}, losses)
+            for one, seeds in values.items()
+            for seed, value in enumerate(seeds)
+        ]
+    )
+
+
+def test_total_has_the_last_weights() -> None:
+    record = minimised({}, 0, 0.5, {"cls": 2.0, "box": 0.5, "off": 0.0}, {"cls": 0.3, "box": 0.4})
+    assert by_loss.total(record) == pytest.approx(2 * 0.3 + 0.5 * 0.4)
+
+
+def test_total_is_unknown_without_a_term_or_weights() -> None:
+    assert by_loss.total(minimised({}, 0, 0.5, {"cls": 2.0, "box": 0.5}, {"cls": 0.3})) is None
+    assert by_loss.total(minimised({}, 0, 0.5, {}, {"cls": 0.3})) is None
+
+
+def test_total_is_unknown_where_more_was_minimised() -> None:
+    """Learned weights have a term of their own, so that a lower total may be a larger loss."""
+    record = minimised({}, 0, 0.5, {"cls": 2.0}, {"cls": 0.3})
+    record = replace(record, history={**record.history, "train/total": (np.array([9.0]), np.array([1.3]))})
+    assert by_loss.total(record) is None
+
+
+def test_lowest_loss_is_not_the_best_metric() -> None:
+    """0.9 * 0.2 + 0.1 * 0.8 = 0.26 is less than 0.5 * 0.2 + 0.5 * 0.8 = 0.5, for no better a run."""
+    result = by_alpha({0.5: (0.6, 0.8), 0.9: (0.4, 0.6)}, {"cls": 0.2, "box": 0.8})
+    chart = by_loss.loss_against_metric(result)
+    (ax,) = chart.axes
+    first, second = ax.containers
+    assert (first[0].get_xdata(), first[0].get_ydata()) == (pytest.approx([0.5]), pytest.approx([0.7]))
+    assert (second[0].get_xdata(), second[0].get_ydata()) == (pytest.approx([0.26]), pytest.approx([0.5]))
+    deviation = 0.02**0.5  # of 0.6 and 0.8
+    (bar,) = first[2][0].get_segments()  # none along the loss, which is the same for both seeds
+    assert bar[:, 1] == pytest.approx([0.7 - deviation, 0.7 + deviation])
+    assert [text.get_text() for text in chart.legends[0].get_texts()] == [
+        "lowest loss: 2  alpha=0.9",
+        "best val/map: 1  alpha=0.5",
+    ]
+    assert ax.get_xlabel().endswith("(another quantity for each alpha)")
+    assert by_loss.answer(result) == (
+        "The lowest loss has a val/map of 0.500, 0.200 from the best: different (p < 0.001)."
+    )
+
+
+def test_lowest_loss_is_the_best_metric() -> None:
+    weights = {"cls": 1.0}
+    result = compared([minimised({NORMALISER: n}, 0, 1 - n / 9, weights, {"cls": n}) for n in (1, 2)])
+    chart = by_loss.loss_against_metric(result)
+    assert [text.get_text() for text in chart.legends[0].get_texts()] == [
+        "lowest loss and best val/map: 1  normaliser=1"
+    ]
+    assert chart.axes[0].get_xlabel() == "validation loss, weighted as in training"
+    assert by_loss.answer(result) == "The lowest loss is that of the best val/map."
+
+
+def test_weights_that_were_found_make_other_quantities() -> None:
+    records = [minimised({NORMALISER: n}, 0, n, {"cls": n}, {"cls": 1.0}) for n in (1.0, 2.0)]
+    assert by_loss.unlike(compared(records)) == "another quantity where the weights differ"
+
+
+def test_settings_without_a_known_loss_are_left_out() -> None:
+    known = [minimised({BOX: w}, 0, w, {"cls": 1.0}, {"cls": w}) for w in (0.1, 0.2)]
+    result = compared([*known, run({BOX: 0.3}, 0, 0.3)])
+    assert [point.row.settings[BOX] for point in by_loss.points(result)] == [0.2, 0.1]
+    assert "loss-against-metric" in names(result)
+    assert "loss-against-metric" not in names(compared([known[0], run({BOX: 0.3}, 0, 0.3)]))
+
+
+def test_loss_against_metric_of_run_folders(tmp_path: Path) -> None:
+    """In the files that training leaves."""
+    for i, weight in enumerate((1.0, 10.0)):
+        rows, last = training(0.5 + i / 10, 0, weights={"rpn_box": weight})
+        make_run(tmp_path / f"r{i}", {"loss.weights.rpn_box": weight}, best=last["val/ap50"], rows=rows, last=last)
+    found = by_loss.points(comparison("mine", collect(find(str(tmp_path), tmp_path).jobs)))
+    assert [point.loss.mean for point in found] == pytest.approx([0.4 * 0.6 * 13, 0.4 * 0.7 * len(TERMS)])
+
+
 # --- every one is a picture ---
 
 
@@ -243,8 +345,12 @@ def everything(settings: int, rows: int, seeds: int) -> Comparison:
     chosen = [
         {key: float(f"{10 ** rng.uniform(-2, 2):.3g}") for key in keys} | {"w": f"method{i}"} for i in range(rows)
     ]
+    last = {"val/map": 0.5, **{f"val/loss/{term}": 0.3 for term in "abc"}}
+    history |= {f"train/weighted/{term}": ([190], [1.0]) for term in "abc"} | {"train/total": ([190], [3.0])}
     records = [
-        run(one, seed, rng.uniform(), history, last={"val/b": rng.uniform()}) for one in chosen for seed in range(seeds)
+        run(one, seed, rng.uniform(), history, last=last | {"val/b": rng.uniform()})
+        for one in chosen
+        for seed in range(seeds)
     ]
     return compared(records, "val/map", "val/b")
 

@@ -128,9 +128,26 @@ def test_a_frozen_trunk_leaves_nothing_to_balance() -> None:
     for part in model.shared():
         part.requires_grad_(False)
     backward = Backward(model, PCGrad(dict.fromkeys(TERMS, 1.0)), every=0)
-    with pytest.raises(ValueError, match=r"PCGrad balances the terms on the parameters they share.*freeze_stages=0"):
+    with pytest.raises(
+        ValueError,
+        match=r"PCGrad balances the terms on the parameters they share.*all of those are frozen: .*freeze_stages=0",
+    ):
         backward.prepare(sharded=False, batches=1)
     Backward(model, WeightedSum(dict.fromkeys(TERMS, 1.0)), every=1).prepare(sharded=False, batches=1)
+
+
+class NothingShared(TwoHeads):
+    def shared(self) -> tuple[nn.Module, ...]:
+        return ()
+
+
+@pytest.mark.parametrize("kind", [PCGrad, GradNorm])
+def test_terms_that_share_nothing_leave_nothing_to_balance(kind: type[Weighting]) -> None:
+    backward = Backward(NothingShared(), kind(dict.fromkeys(TERMS, 1.0)), every=0)
+    said = rf"{kind.__name__} balances the terms .* those of NothingShared share none: loss/weighting=static$"
+    with pytest.raises(ValueError, match=said):
+        backward.prepare(sharded=False, batches=1)
+    Backward(NothingShared(), WeightedSum(dict.fromkeys(TERMS, 1.0)), every=1).prepare(sharded=False, batches=1)
 
 
 @pytest.mark.parametrize("kind", [PCGrad, GradNorm])

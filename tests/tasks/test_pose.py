@@ -50,7 +50,10 @@ def test_a_monitor_is_one_of_the_scores():
         pose_task(Joints()).check_monitor("val/pckh")  # a neck, but no head's top
     localization = LocalizationTask(Boxes(), POSED, weighting=WeightedSum({"box": 1.0}), **BASE)
     localization.check_monitor("val/top1")
-    with pytest.raises(ValueError, match="monitor=val/top1_error is no metric of this task"):
+    message = (
+        r"val/top1_error is no metric of this task; did you mean val/top1 .*\(a run is chosen by the largest value"
+    )
+    with pytest.raises(ValueError, match=message):
         localization.check_monitor("val/top1_error")
 
 

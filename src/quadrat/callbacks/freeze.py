@@ -141,8 +141,8 @@ def _check(task: Task) -> None:
             "callbacks.freeze thaws parameters whose gradients trainer=ddp_sharded would go on leaving out: trainer=ddp, or "
             "freeze for good with model.backbone.freeze_stages=<n>"
         )
-    shared = chain.from_iterable(part.parameters() for part in task.model.shared())
-    if task.weighting.sees != "nothing" and not any(parameter.requires_grad for parameter in shared):
+    shared = list(chain.from_iterable(part.parameters() for part in task.model.shared()))
+    if task.weighting.sees != "nothing" and shared and not any(parameter.requires_grad for parameter in shared):
         raise ValueError(
             f"loss/weighting with {type(task.weighting).__name__} balances the terms on the parameters they share, and "
             f"callbacks.freeze holds all of those still: loss/weighting=static, or callbacks=default"

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from quadrat.backbones.base import Backbone
 from quadrat.callbacks.agreement import Vote
 from quadrat.callbacks.checkpoints import AtomicCheckpointIO
 from quadrat.structures import Batch
@@ -174,6 +175,7 @@ class NanGuard(Callback):
             "pictures": [target.image_id for target in bad.batch.targets],
             "machine": machine(task.device),
             "schema": asdict(task.schema),
+            "frozen": frozen(task),
             "state_dict": state,
             "batch": bad.batch.to("cpu").plain(),
         }
@@ -188,6 +190,12 @@ class NanGuard(Callback):
         state = {name: value for name, value in task.state_dict().items() if name.startswith(_PARTS)}
         state |= {name: value for name, value in self.buffers.before.items() if name in state}
         return {name: _whole(value.detach()).cpu() for name, value in state.items()}
+
+
+def frozen(task: Task) -> dict[str, list[Any]]:
+    """What each backbone holds still, by its name: so many stages, and whether its norms; a callback may have changed it."""
+    trunks = {name: part for name, part in task.named_modules() if isinstance(part, Backbone)}
+    return {name: [trunk.frozen_stages, trunk.frozen_norm] for name, trunk in trunks.items()}
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,25 +12,25 @@ from torch.nn import functional
 from quadrat.losses.regression import Distance
 
 
-class JointLoss(Protocol):
+class JointLoss(nn.Module):
     """What the ``numbers`` that a head gives for a joint mean, and how wrong they are; places are shares of a frame."""
 
     numbers: int
 
     def place(self, raw: Tensor) -> Tensor:
         """x and y (..., 2) in raw numbers (..., numbers)."""
-        ...
+        raise NotImplementedError
 
     def confidence(self, raw: Tensor) -> Tensor:
         """How sure the place is (...), 0..1."""
-        ...
+        raise NotImplementedError
 
-    def __call__(self, raw: Tensor, truth: Tensor, labelled: Tensor) -> Tensor:
+    def forward(self, raw: Tensor, truth: Tensor, labelled: Tensor) -> Tensor:
         """A term (...) for each place; where ``labelled`` (...) is false the truth means nothing, and the term is 0."""
-        ...
+        raise NotImplementedError
 
 
-class Off(nn.Module):
+class Off(JointLoss):
     """The sum over x and y of a distance, in shares of the frame; every joint is as sure as any other."""
 
     numbers = 2
@@ -49,7 +49,7 @@ class Off(nn.Module):
         return self.distance(raw, truth).sum(-1) * labelled
 
 
-class ResidualLogLikelihood(nn.Module):
+class ResidualLogLikelihood(JointLoss):
     """Minus the logarithm of how likely the truth is (Li et al., ICCV 2021): x, y and their deviations are predicted, and what
     errors look like once they are divided by their deviations is a Laplace density times a learned flow.
 
@@ -82,7 +82,7 @@ class ResidualLogLikelihood(nn.Module):
         for coupling in reversed(self.flow):
             points, change = coupling(points)
             total = total + change
-        normal = -0.5 * points.square().sum(-1) - torch.log(points.new_tensor(2 * torch.pi))
+        normal = -0.5 * points.square().sum(-1) - math.log(2 * math.pi)
         return normal + total
 
 

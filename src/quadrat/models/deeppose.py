@@ -57,9 +57,10 @@ class DeepPose(Model):
 
     Coordinates are shares of the ``frame`` from its middle. A further stage sees squares of ``context`` torso diameters (left
     shoulder to right hip: ``torso``, two numbers of joints) round ``parts`` random labelled joints of each person in training,
-    and round every joint otherwise. In training the joints before it are simulated: the truth, off by what the stage before it
-    was measured to be off (`Misses`), so that stages can be trained at once or one by one (loss.weights, loss/weighting=
-    scheduled). ``use``: only so many stages in evaluation. Raises ValueError for data with another number of joints.
+    and round every joint otherwise. In training a share ``simulate`` of the places that it starts from is made up, in the paper
+    all: the truth, off by what the stage before was measured to be off (`Misses`); the others are as that stage found them. So
+    stages can be trained at once, or one by one (loss.weights, loss/weighting=scheduled). ``use``: only so many stages in
+    evaluation. Raises ValueError for data with another number of joints.
     """
 
     adds = ("keypoints",)
@@ -74,6 +75,7 @@ class DeepPose(Model):
         frame: Frame | None = None,
         context: float = 2.0,
         parts: int = 2,
+        simulate: float = 1.0,
         use: int | None = None,
         label: int = 1,
         mean: Sequence[float] = IMAGENET_MEAN,
@@ -84,13 +86,19 @@ class DeepPose(Model):
             raise ValueError("the parts of a cascade are measured in torsos: give model.torso=[<joint>,<joint>]")
         if use is not None and not 1 <= use <= len(stages):
             raise ValueError(f"model.use={use}: there are {len(stages)} stages")
-        self.normalise, self.stages, self.joint_loss = Normalise(mean, std), nn.ModuleList(stages), joint_loss
+        self.normalise, self.stages = Normalise(mean, std), nn.ModuleList(stages)
+        self.joint_losses = nn.ModuleList(
+            copy.deepcopy(joint_loss) for _ in stages
+        )  # what they learn is each stage's own
         self.frame = frame or WholePicture()
         self.misses = nn.ModuleList(Misses(joints) for _ in stages[1:])
         self.joints, self.torso, self.context, self.parts = joints, torso, context, parts
+        self.simulate = simulate
         self.use, self.label = use or len(stages), label
         self.loss_names = ("joints", *(f"joints_{number}" for number in range(2, len(stages) + 1)))
-        self.staged = tuple(f"{part}.{number}" for number in range(1, len(stages)) for part in ("stages", "misses"))
+        self.staged = tuple(
+            f"{part}.{number}" for number in range(1, len(stages)) for part in ("stages", "joint_losses")
+        )
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """``images`` normalised (B, 3, H, W), ``frames`` (B, 4), and what the first stage gives, ``raw`` (B, K, numbers)."""
@@ -101,9 +109,9 @@ class DeepPose(Model):
         """``joints`` and its likes: the sum over a person's labelled joints, the mean over the persons that have some."""
         truth, labelled = self.truth(batch)
         frames = features["frames"]
-        terms = self.joint_loss(features["raw"], _shares(truth, frames), labelled)
+        terms = self.joint_losses[0](features["raw"], _shares(truth, frames), labelled)
         losses = {"joints": terms.sum() / labelled.any(1).sum().clamp(min=1)}
-        found = self.place(features["raw"], frames)
+        found = self._first(features["raw"], frames)
         for number in range(1, len(self.stages)):
             losses[f"joints_{number + 1}"], found = self._refining_loss(number, features, found, truth, labelled)
         return losses
@@ -126,57 +134,61 @@ class DeepPose(Model):
     ) -> tuple[Tensor, Tensor]:
         """The term of a further stage, and the joints (B, K, 2) as well as they are known behind it."""
         misses: Any = self.misses[number - 1]
-        diameters = self._diameters(found, truth, labelled, features["frames"])
-        if self.training:
-            misses.see((found.detach() - truth) / diameters[:, None, None], labelled)
-        joint = torch.multinomial(
-            labelled + 1e-6, self.parts, replacement=True
-        )  # (B, P): some labelled joint, if there is one
-        wanted = gather_rows(truth, joint)
-        start = wanted + misses.draw(joint) * diameters[:, None, None]
-        raw, sides = self._look_again(number, features["images"], start, joint, diameters)
-        counts = labelled.gather(1, joint)
-        terms = self.joint_loss(raw, (wanted - start) / sides, counts)
-        loss = terms.sum() / counts.sum().clamp(min=1) * self.joints  # as if every joint had been looked at
-        after = start + self.joint_loss.place(raw).detach().float() * sides
-        return loss, found.detach().scatter(1, joint[..., None].expand(-1, -1, 2), after)
-
-    def _look_again(
-        self, number: int, images: Tensor, middles: Tensor, joint: Tensor, diameters: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What a stage gives for joints (B, P), each seen in a square round its middle (B, P, 2), and the squares' sides."""
-        sides = (self.context * diameters)[:, None, None].expand(-1, joint.shape[1], 1)  # (B, P, 1)
-        boxes = torch.cat([middles - sides / 2, middles + sides / 2], dim=-1)
-        raw = self.stages[number](images, boxes)  # (B, P, K, numbers)
-        own = raw.gather(2, joint[..., None, None].expand(-1, -1, 1, raw.shape[-1]))[:, :, 0]
-        return own, sides
-
-    def _diameters(self, found: Tensor, truth: Tensor, labelled: Tensor, frames: Tensor) -> Tensor:
-        """Torso diameters (B,) in pixels: of the truth where both joints are labelled, else of what was found."""
+        found = found.detach()
+        seen = self._diameter(found, features["frames"])
         assert self.torso is not None
         both = labelled[:, self.torso[0]] & labelled[:, self.torso[1]]
-        return torch.where(both, self._diameter(truth, frames), self._diameter(found.detach(), frames))
+        true = torch.where(both, self._diameter(truth, features["frames"]), seen)
+        if self.training:
+            misses.see((found - truth) / true[:, None, None], labelled)
+        joint = (
+            (torch.rand_like(truth[..., 0]) + labelled).topk(self.parts, dim=1).indices
+        )  # (B, P): labelled ones first
+        wanted = gather_rows(truth, joint)
+        made_up = torch.rand_like(wanted[..., 0]) < self.simulate
+        simulated = wanted + misses.draw(joint) * true[:, None, None]
+        start = torch.where(made_up[..., None], simulated, gather_rows(found, joint))
+        sides = self.context * torch.where(made_up, true[:, None], seen[:, None])
+        raw = self._look_again(number, features["images"], start, joint, sides)
+        counts = labelled.gather(1, joint)
+        terms = self.joint_losses[number](raw, (wanted - start) / sides[..., None], counts)
+        loss = terms.sum() / counts.sum().clamp(min=1) * self.joints  # as if every joint had been looked at
+        after = start + self._moves(number, raw).detach() * sides[..., None]
+        return loss, found.scatter(1, joint[..., None].expand(-1, -1, 2), after)
+
+    def _look_again(self, number: int, images: Tensor, middles: Tensor, joint: Tensor, sides: Tensor) -> Tensor:
+        """What a stage gives for joints (B, P), each seen in a square round its middle (B, P, 2) of a side (B, P)."""
+        half = sides[..., None] / 2
+        raw = self.stages[number](images, torch.cat([middles - half, middles + half], dim=-1))  # (B, P, K, numbers)
+        return raw.gather(2, joint[..., None, None].expand(-1, -1, 1, raw.shape[-1]))[:, :, 0]
 
     def _diameter(self, joints: Tensor, frames: Tensor) -> Tensor:
+        """Torso diameters (B,) in pixels of joints (B, K, 2)."""
         assert self.torso is not None
         length = (joints[:, self.torso[0]] - joints[:, self.torso[1]]).norm(dim=-1)
         return torch.maximum(length, SMALLEST_TORSO * (frames[:, 2:] - frames[:, :2]).amin(-1))
 
-    def place(self, raw: Tensor, frames: Tensor) -> Tensor:
-        """Joints (B, K, 2) in pixels of raw numbers (B, K, numbers) in frames (B, 4)."""
+    def _first(self, raw: Tensor, frames: Tensor) -> Tensor:
+        """Joints (B, K, 2) in pixels of what the first stage gives (B, K, numbers) in frames (B, 4)."""
         middle, size = (frames[:, None, :2] + frames[:, None, 2:]) / 2, frames[:, None, 2:] - frames[:, None, :2]
-        return middle + self.joint_loss.place(raw).float() * size
+        return middle + self._moves(0, raw) * size
+
+    def _moves(self, number: int, raw: Tensor) -> Tensor:
+        """How far from the middle (..., 2) a stage says a joint is, in shares of what it sees."""
+        joint_loss: Any = self.joint_losses[number]
+        return joint_loss.place(raw).float()
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[Detections]:
         """One person a picture: its joints, and the smallest box round them, with the mean confidence."""
         raw, frames = features["raw"], features["frames"]
-        joints = self.place(raw, frames)
+        joints = self._first(raw, frames)
         everyone = torch.arange(self.joints, device=joints.device).expand(len(batch), -1)
         for number in range(1, self.use):
-            diameters = self._diameter(joints, frames)
-            raw, sides = self._look_again(number, features["images"], joints, everyone, diameters)
-            joints = joints + self.joint_loss.place(raw).float() * sides
-        sure = self.joint_loss.confidence(raw).float()
+            sides = self.context * self._diameter(joints, frames)[:, None].expand(-1, self.joints)
+            raw = self._look_again(number, features["images"], joints, everyone, sides)
+            joints = joints + self._moves(number, raw) * sides[..., None]
+        last: Any = self.joint_losses[self.use - 1]
+        sure = last.confidence(raw).float()
         return [self._person(joints[i], sure[i], target.size) for i, target in enumerate(batch.targets)]
 
     def _person(self, joints: Tensor, sure: Tensor, size: tuple[int, int]) -> Detections:
@@ -213,6 +225,7 @@ def assemble(
     frame: Frame | None = None,
     context: float = 2.0,
     parts: int = 2,
+    simulate: float = 1.0,
     use: int | None = None,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
@@ -230,6 +243,7 @@ def assemble(
         frame=frame,
         context=context,
         parts=parts,
+        simulate=simulate,
         use=use,
         label=_person(schema),
         mean=mean,

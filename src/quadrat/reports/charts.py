@@ -10,7 +10,7 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from quadrat.reports import against, over_time
+from quadrat.reports import against, by_loss, over_time
 from quadrat.reports.compare import Comparison
 from quadrat.reports.settings import numeric
 from quadrat.reports.style import FEW
@@ -33,7 +33,7 @@ def charts(result: Comparison) -> list[Chart]:
     """The charts of a comparison in the order in which they are read; none where no run is finished."""
     if not result.ranked:
         return []
-    return [*_of_settings(result), *_of_metrics(result), *_over_time(result)]
+    return [*_of_settings(result), *_of_metrics(result), *_of_losses(result), *_over_time(result)]
 
 
 # --- against settings ---
@@ -115,6 +115,21 @@ def _of_metrics(result: Comparison) -> Iterator[Chart]:
     if any(row.mean(second) is not None for row in result.ranked):
         note = "Blue: no other setting is better in both. Numbers are the ranks of the table."
         yield Chart("pareto", f"{first.name} and {second.name}", partial(against.pareto, result, first, second), note)
+
+
+# --- of losses and the metric ---
+
+
+def _of_losses(result: Comparison) -> Iterator[Chart]:
+    if len(by_loss.points(result)) > 1:
+        title = f"Is the best loss the best {result.metric.name}?"
+        draw = partial(by_loss.loss_against_metric, result)
+        yield Chart("loss-against-metric", title, draw, f"{by_loss.answer(result)} {LAST}")
+
+
+LAST = (
+    "Both are of the last validation, the loss with the last weights of training. Bars are deviations, numbers ranks."
+)
 
 
 # --- over time ---

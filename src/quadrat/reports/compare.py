@@ -24,7 +24,7 @@ NOT_MEASURED = ("data.source.count.train", "data.source.count.test")
 """How many pictures there are to learn from changes the result, not what it means."""
 
 
-SMALLER_IS_BETTER = ("/loss", "/checkerboard")
+SMALLER_IS_BETTER = ("/loss", "/checkerboard", "_error")
 """In the names of metrics that are best where they are smallest."""
 
 

@@ -30,7 +30,8 @@ class Backward:
         """Know whether parameters are sharded, in which case nothing is looked at for the log, and how many batches a step has.
 
         Raises ValueError for what cannot be right: weights that need gradients of whole parameters where ranks hold shares of
-        them, or the losses of a whole step once more where only its last batch is at hand.
+        them, or gradients on shared parameters where there are none or all are frozen, or the losses of a whole step once more
+        where only its last batch is at hand.
         """
         self.sharded = sharded
         what = f"loss/weighting with {type(self.weighting).__name__}"
@@ -39,10 +40,13 @@ class Backward:
                 f"{what} compares gradients of whole parameters, of which a rank holds a part: trainer=ddp"
             )
         if self.weighting.sees != "nothing" and not self._parts():
-            raise ValueError(
-                f"{what} balances the terms on the parameters they share, and all of those are frozen: "
-                f"model.backbone.freeze_stages=0, or loss/weighting=static"
+            shared = any(True for part in self.model.shared() for _ in part.parameters())
+            why = (
+                "all of those are frozen: model.backbone.freeze_stages=0, or"
+                if shared
+                else f"those of {type(self.model).__name__} share none:"
             )
+            raise ValueError(f"{what} balances the terms on the parameters they share, and {why} loss/weighting=static")
         if self.weighting.again and batches > 1:
             raise ValueError(
                 f"{what} looks at the losses of a step once more, of which only the last of {batches} batches is at hand: "

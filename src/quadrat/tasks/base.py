@@ -267,11 +267,14 @@ class Task(LightningModule):
         self.log_dict(values, sync_dist=True)  # alike on every rank already: the metrics have been reduced
 
     def check_monitor(self, name: str) -> None:
-        """Raise ValueError unless validation will log a metric of this name; a loss is no metric to choose by."""
+        """Raise ValueError unless validation will log a metric of this name to choose by, which no loss and no error is."""
         known = [f"val/{metric}" for metric in self.metric_names()]
         if name not in known:
             close = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:3]
-            raise ValueError(f"monitor={name} is no metric of this task; did you mean {' or '.join(close)}?")
+            raise ValueError(
+                f"monitor={name} is no metric of this task; did you mean {' or '.join(close)}? "
+                f"(a run is chosen by the largest value of a score, not by a loss or an error)"
+            )
 
     def figures(self) -> dict[str, np.ndarray]:
         """Pictures uint8 RGB of what was last evaluated, by name; called on every rank while the metric is full."""

@@ -235,3 +235,11 @@ def test_paper_preset_is_the_papers() -> None:
 @pytest.mark.parametrize("options", [{}, {"joint_loss": ResidualLogLikelihood(), "frame": ObjectBox()}])
 def test_a_step_asks_the_device_nothing(options) -> None:
     assert_asks_nothing(deeppose(**options).train(), Batch.collate(PERSONS))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"parts": 15}, "1..14 joints"), ({"simulate": 1.5}, "a share"), ({"use": 3}, "2 stages")]
+)
+def test_settings_that_cannot_be_are_refused(options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        deeppose(**options)

@@ -84,6 +84,10 @@ class DeepPose(Model):
         super().__init__()
         if len(stages) > 1 and torso is None:
             raise ValueError("the parts of a cascade are measured in torsos: give model.torso=[<joint>,<joint>]")
+        if len(stages) > 1 and not 1 <= parts <= joints:
+            raise ValueError(f"model.parts={parts}: a person has 1..{joints} joints to look at again")
+        if not 0 <= simulate <= 1:
+            raise ValueError(f"model.simulate={simulate} is a share between 0 and 1")
         if use is not None and not 1 <= use <= len(stages):
             raise ValueError(f"model.use={use}: there are {len(stages)} stages")
         self.normalise, self.stages = Normalise(mean, std), nn.ModuleList(stages)

@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from quadrat.configs import build, compose, conf_dir, folder_name, run_id
+from quadrat.data.lsp import JOINTS
 from quadrat.structures import Schema
 
 COMMANDS = Path(sys.executable).parent
@@ -77,7 +78,7 @@ def test_compose_without_experiment_as_documented() -> None:
 def test_loss_file_names_equal_model_terms(model: str) -> None:
     config = compose("train", ["~experiment", f"model={model}"])
     with torch.device("meta"):  # no memory, no random numbers: only the names matter
-        schema = Schema(classes=("cat", "dog", "cow"), joints=("left shoulder", "right hip"))
+        schema = Schema(classes=("cat", "dog", "cow"), joints=JOINTS)
         built = build(config.model, schema=schema)
     assert sorted(config.loss.weights) == sorted(built.loss_names)
 

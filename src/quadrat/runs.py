@@ -268,10 +268,10 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
 
 
 def same_schema(stored: Mapping[str, Any], present: Schema, path: Path) -> None:
-    """Raise ValueError unless a checkpoint and the data name the same classes and joints in the same order."""
+    """Raise ValueError unless a checkpoint and the data name the same classes, and, if both have some, the same joints."""
     for what in ("classes", "joints"):
         before, now = list(stored.get(what, ())), list(getattr(present, what))
-        if before != now:
+        if before != now and (what == "classes" or (before and now)):
             raise ValueError(
                 f"{path} was trained on {len(before)} {what} {before}, the data has {len(now)} {now}; give it data of the same "
                 f"{what} (data=..., data.source...), or train another model on this data"

@@ -77,9 +77,11 @@ class Schema:
 
 
 def joint_words(name: str) -> tuple[str, ...]:
-    """`L-Shoulder` -> (left, shoulder)."""
+    """`L-Shoulder`, `LShoulder`, `shoulder_l` -> (left, shoulder): words in lower case, the side first."""
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)
     sides = {"l": "left", "r": "right"}
-    return tuple(sides.get(word, word) for word in re.split(r"[-_ .]+", name.lower()))
+    plain = [sides.get(word.lower()) or word.lower() for word in words]
+    return tuple(sorted(plain, key=lambda word: word not in sides.values()))
 
 
 @dataclass(frozen=True)

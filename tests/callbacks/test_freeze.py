@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import two_phases
 from quadrat.backbones.base import Backbone
 from quadrat.backbones.tiny import Tiny
-from quadrat.callbacks.freeze import Epochs, Freeze, Never, Plateau, Until
+from quadrat.callbacks.freeze import Epochs, Freeze, Plateau, Until
 from quadrat.configs import compose, run_id
 from quadrat.losses.balancing import PCGrad
 from two_heads import TERMS, TwoHeads
@@ -50,10 +50,6 @@ def test_epochs(count: int, phases: list[bool]) -> None:
 )
 def test_plateau(values: list[float], over: bool) -> None:
     assert Plateau("val/map", patience=2, least=0.1000001)(len(values), values) == over
-
-
-def test_never() -> None:
-    assert not Never()(1000, [0.0] * 1000)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +233,7 @@ def test_trunk_stands_still_to_the_last_bit_and_then_learns(weighting: Any) -> N
 
 def test_never_is_to_the_end() -> None:
     start = {name: value.clone() for name, value in OnBackbone().state_dict().items()}
-    assert alike(start, fit(Never())[1][-1], "backbone")
+    assert alike(start, fit(Epochs(1000))[1][-1], "backbone")
 
 
 def test_own_settings_hold_after_the_thaw() -> None:

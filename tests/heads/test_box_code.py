@@ -62,3 +62,10 @@ def test_numbers_that_are_none_are_refused(standardise):
 def test_unknown_encoding_is_refused():
     with pytest.raises(ValueError, match="by its centre or its edges"):
         BoxCode("corners")  # pyright: ignore[reportArgumentType]
+
+
+def test_what_has_no_extent_can_be_told_to_grow():
+    codes = torch.tensor([[0.5, 0.5, -0.1, 0.0]], requires_grad=True)
+    box = BoxCode().decode(codes, FRAME)
+    (box[0, 2] - box[0, 0] + box[0, 3] - box[0, 1]).backward()
+    assert codes.grad[0, 2:].tolist() == [200, 100]

@@ -214,8 +214,10 @@ def test_frames() -> None:
     truth = Targets.make([[10, 20, 30, 60], [0, 0, 5, 5]], [1, 1], (64, 48), "one")
     empty = Targets.make([], [], (32, 32), "none")
     batch = Batch.collate([Sample(np.zeros((*t.size, 3), np.uint8), t) for t in (truth, empty)])
-    assert WholePicture()(batch).tolist() == [[0, 0, 48, 64], [0, 0, 32, 32]]
-    assert ObjectBox(1.5)(batch).tolist() == [[5, 10, 35, 64], [0, 0, 32, 32]]
+    assert WholePicture()(batch, batch.valid).tolist() == [[0, 0, 48, 64], [0, 0, 32, 32]]
+    assert ObjectBox(1.5)(batch, batch.valid).tolist() == [[5, 10, 35, 64], [0, 0, 32, 32]]
+    small = torch.tensor([[False, True], [False, False]])
+    assert ObjectBox(1.0)(batch, small)[0].tolist() == [0, 0, 5, 5]
     with pytest.raises(ValueError, match="enlarge=0"):
         ObjectBox(0)
 
@@ -243,3 +245,42 @@ def test_a_step_asks_the_device_nothing(options) -> None:
 def test_settings_that_cannot_be_are_refused(options, message) -> None:
     with pytest.raises(ValueError, match=message):
         deeppose(**options)
+
+
+def test_a_third_stage_measures_only_what_the_second_has_looked_at() -> None:
+    """Stage 1 finds the middle, stage 2 everything: nothing is left to be off by, though it sees one joint at a time."""
+    truth = torch.tensor([[16.0, 16], [46, 56], [50, 10]])
+    stages = [Points(truth, 0.0), Points(truth, 1.0), Points(truth, 1.0)]
+    model = DeepPose(stages, Off(l2), 3, (0, 1), parts=1).train()
+    batch = joints_batch(np.concatenate([truth.numpy(), np.full((3, 1), 2)], axis=1))
+    for _ in range(20):
+        model.loss(model.features(batch), batch)
+    assert model.misses[0].deviation().max() + model.misses[0].mean().abs().max() > 0.2
+    torch.testing.assert_close(model.misses[1].mean(), torch.zeros(3, 2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.misses[1].deviation(), torch.zeros(3, 2), atol=1e-3, rtol=0)
+
+
+def test_a_stage_may_be_added_to_weights_of_those_before() -> None:
+    one, two = deeppose(sizes=[(64, 64)]).state_dict(), deeppose()
+    lacking = [name for name in two.state_dict() if name not in one]
+    assert lacking
+    assert all(name.startswith(two.staged) for name in lacking)
+    assert not [name for name in one if name not in two.state_dict()]
+
+
+def test_frame_and_truth_are_of_the_same_person() -> None:
+    """The larger person has no labelled joint."""
+    joints = torch.zeros(2, 3, 3)
+    joints[1] = torch.tensor([50.0, 50, 2])
+    targets = Targets.make([[0, 0, 40, 40], [44, 44, 60, 60]], [1, 1], (64, 64), "two", keypoints=joints)
+    batch = Batch.collate([Sample(np.zeros((64, 64, 3), np.uint8), targets)])
+    model = deeppose(SMALL, frame=ObjectBox(1.0)).eval()
+    assert model.features(batch)["frames"].tolist() == [[44, 44, 60, 60]]
+    assert model.truth(batch)[0][0, 0].tolist() == [50, 50]
+
+
+def test_a_torso_of_joints_that_are_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.torso=\[0, 9\]"):
+        deeppose(SMALL, torso=[0, 9])
+    with pytest.raises(ValueError, match="a height and a width for each stage"):
+        deeppose(SMALL, sizes=[64, 64])

@@ -114,3 +114,24 @@ def test_presets_differ_as_their_papers_do() -> None:
 @pytest.mark.parametrize("options", [{}, {"shared_box": False, "box_loss": OverlapLoss(giou)}])
 def test_a_step_asks_the_device_nothing(options) -> None:
     assert_asks_nothing(localizer(**options).train(), batch_of({"boxes": [[8, 8, 40, 40]]}, {}))
+
+
+@pytest.mark.parametrize("encoding", ["centre", "edges"])
+@pytest.mark.parametrize("standardise", [None, [[0.5, 0.5, 0.4, 0.4], [0.2, 0.2, 0.2, 0.2]], "measured"])
+def test_overlap_losses_can_tell_the_first_box_to_grow(encoding, standardise) -> None:
+    model = localizer(box_loss=OverlapLoss(giou), code=BoxCode(encoding, standardise))
+    losses_of(model, batch_of({"boxes": [[2, 2, 62, 62]]}))["object_box"].backward()
+    assert (model.boxes.bias.grad.abs() > 1e-6).sum() >= 2
+
+
+def test_the_first_box_is_the_middle_half() -> None:
+    model = localizer().eval()
+    torch.nn.init.zeros_(model.boxes.weight)
+    batch = batch_of({"boxes": [[8, 8, 40, 40]]})
+    (found,) = model.predict(model.features(batch), batch)
+    assert found.boxes[0].tolist() == pytest.approx([16, 16, 48, 48], abs=1e-3)
+
+
+def test_no_guesses_are_refused() -> None:
+    with pytest.raises(ValueError, match="keep 1 class or more"):
+        localizer(guesses=0)

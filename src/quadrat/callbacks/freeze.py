@@ -67,16 +67,6 @@ class Plateau:
         return False
 
 
-@dataclass(frozen=True)
-class Never:
-    """To the end: the trunk only extracts features."""
-
-    monitor: ClassVar[None] = None
-
-    def __call__(self, epochs: int, values: Sequence[float]) -> bool:
-        return False
-
-
 class Freeze(Callback):
     """Hold every backbone of the model still, its batch norms' statistics too, ``until`` the heads have learned alone.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from quadrat.data.annotations import (
     read_annotated_image,
     repair_boxes,
 )
-from quadrat.structures import Mask, Sample, Schema, Targets
+from quadrat.structures import Mask, Sample, Schema, Targets, joint_words
 
 log = logging.getLogger(__name__)
 
@@ -385,15 +384,13 @@ def _schema(categories: list[Entry], path: Path) -> Schema:
     )
 
 
-SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
-
-
 def flip_pairs(joints: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """Joints that change places in a mirror, by ``left`` and ``right`` in their names or a first ``l-`` and ``r-``."""
-    numbers = {name.lower(): number for number, name in enumerate(joints)}
+    """Joints that change places in a mirror: alike but for ``left`` and ``right``, or an l and an r, in their names."""
+    numbers = {joint_words(name): number for number, name in enumerate(joints)}
+    mirror = {"left": "right", "right": "left"}
     pairs = []
-    for name, number in numbers.items():
-        mirrored = re.sub(r"left|right|^[lr](?=[-_ .])", lambda side: SIDES[side[0]], name)
+    for words, number in numbers.items():
+        mirrored = tuple(mirror.get(word, word) for word in words)
         if number < numbers.get(mirrored, -1):
             pairs.append((number, numbers[mirrored]))
     return tuple(pairs)

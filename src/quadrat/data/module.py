@@ -159,7 +159,7 @@ class DataModule(LightningDataModule):
                     f"split {split} has classes {source.schema.classes}, split {other} has {known.schema.classes}; "
                     f"name them once with data.source.classes"
                 )
-            if known.schema.joints != source.schema.joints:
+            if known.schema.joints and source.schema.joints and known.schema.joints != source.schema.joints:
                 raise ValueError(
                     f"split {split} has {len(source.schema.joints)} joints {source.schema.joints}, split {other} has "
                     f"{len(known.schema.joints)} {known.schema.joints}; choose annotations of the same joints"

@@ -48,13 +48,19 @@ class BoxCode(nn.Module):
         """Numbers (..., 4) of boxes (..., 4) in frames (..., 4)."""
         return (self._shares(boxes, frames) - self.mean) / self.std
 
+    def start(self) -> Tensor:
+        """The numbers (4,) to begin with: the mean box where it is measured, else the middle half of the frame."""
+        frame, half = self.mean.new_tensor([0.0, 0.0, 1.0, 1.0]), self.mean.new_tensor([0.25, 0.25, 0.75, 0.75])
+        return torch.zeros_like(self.mean) if self.measured else self.encode(half, frame)
+
     def decode(self, codes: Tensor, frames: Tensor) -> Tensor:
         """Boxes (..., 4) of numbers (..., 4) in frames (..., 4); none is narrower or lower than a thousandth of its frame."""
         shares = codes.float() * self.std + self.mean
         first, second = shares[..., :2], shares[..., 2:]
         if self.encoding == "centre":
             first, second = first - second / 2, first + second / 2
-        middle, half = (first + second) / 2, ((second - first) / 2).clamp(min=SMALLEST / 2)
+        middle, half = (first + second) / 2, (second - first) / 2
+        half = half + (half.clamp(min=SMALLEST / 2) - half).detach()  # what has no extent can still be told to grow
         corner, size = frames[..., :2], frames[..., 2:] - frames[..., :2]
         return torch.cat([corner + (middle - half) * size, corner + (middle + half) * size], dim=-1)
 

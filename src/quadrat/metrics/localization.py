@@ -67,6 +67,8 @@ class LocalizationScores(Metric):
                 raise ValueError(f"image {target.image_id}: labels are 1..{len(self.classes)}, got {label}")
             boxes = target.boxes_at(target.original_size)[objects & (target.labels == label)]
             guesses = found.cpu().rescaled(target.original_size)
+            if not guesses.boxes.isfinite().all():
+                raise ValueError(f"image {target.image_id}: the result has boxes that are not finite")
             sums[label - 1] += (1, *judge(guesses, label, boxes, self.threshold))
         self.sums = self.sums + torch.from_numpy(sums).to(self.sums.device)
         self.left_out = self.left_out + left_out

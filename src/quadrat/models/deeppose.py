@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from quadrat.models.look import Frame, Look, WholePicture
 from quadrat.models.misses import Misses
 from quadrat.ops.match import gather_rows
 from quadrat.ops.principal import principal
-from quadrat.structures import Batch, Detections, Schema
+from quadrat.structures import Batch, Detections, Schema, Targets
 
 SMALLEST_TORSO = 0.05
 """A torso is taken for at least this share of the frame's shorter side: a part without extent shows nothing."""
@@ -50,6 +50,13 @@ class Blind(nn.Module):
 
     def forward(self, images: Tensor, boxes: Tensor) -> Tensor:
         return self.out.expand(*boxes.shape[:2], -1, -1)
+
+
+class Sides(NamedTuple):
+    """Sides (B,) in pixels of the squares that a further stage sees."""
+
+    found: Tensor
+    true: Tensor
 
 
 class DeepPose(Model):
@@ -99,14 +106,14 @@ class DeepPose(Model):
         self.joints, self.torso, self.context, self.parts = joints, torso, context, parts
         self.simulate = simulate
         self.use, self.label = use or len(stages), label
+        later = range(1, len(stages))
+        self.staged = tuple(f"{part}.{number}" for number in later for part in ("stages", "joint_losses"))
+        self.staged += tuple(f"misses.{number - 1}" for number in later)
         self.loss_names = ("joints", *(f"joints_{number}" for number in range(2, len(stages) + 1)))
-        self.staged = tuple(
-            f"{part}.{number}" for number in range(1, len(stages)) for part in ("stages", "joint_losses")
-        )
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """``images`` normalised (B, 3, H, W), ``frames`` (B, 4), and what the first stage gives, ``raw`` (B, K, numbers)."""
-        images, frames = self.normalise(batch.images, batch.sizes), self.frame(batch)
+        images, frames = self.normalise(batch.images, batch.sizes), self.frame(batch, posed(batch))
         return {"images": images, "frames": frames, "raw": self.stages[0](images, frames[:, None])[:, 0]}
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -115,9 +122,12 @@ class DeepPose(Model):
         frames = features["frames"]
         terms = self.joint_losses[0](features["raw"], _shares(truth, frames), labelled)
         losses = {"joints": terms.sum() / labelled.any(1).sum().clamp(min=1)}
-        found = self._first(features["raw"], frames)
+        found, known = self._first(features["raw"], frames).detach(), labelled
         for number in range(1, len(self.stages)):
-            losses[f"joints_{number + 1}"], found = self._refining_loss(number, features, found, truth, labelled)
+            sides = self._sides(found, truth, labelled, frames)
+            losses[f"joints_{number + 1}"], found, known = self._refining_loss(
+                number, features["images"], found, truth, known, sides
+            )
         return losses
 
     def truth(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -128,37 +138,40 @@ class DeepPose(Model):
             )
         if batch.keypoints.shape[2] != self.joints:
             raise ValueError(f"the model has {self.joints} joints, the data {batch.keypoints.shape[2]}")
-        labelled = batch.keypoints[..., 2] > 0  # (B, M, K)
-        index, there = principal(batch.boxes, batch.valid & ~batch.ignore & labelled.any(-1))
+        index, there = principal(batch.boxes, posed(batch))
         own = gather_rows(batch.keypoints.flatten(2), index[:, None]).view(len(batch), self.joints, 3)
         return own[..., :2], (own[..., 2] > 0) & there[:, None]
 
-    def _refining_loss(
-        self, number: int, features: dict[str, Tensor], found: Tensor, truth: Tensor, labelled: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The term of a further stage, and the joints (B, K, 2) as well as they are known behind it."""
-        misses: Any = self.misses[number - 1]
-        found = found.detach()
-        seen = self._diameter(found, features["frames"])
+    def _sides(self, found: Tensor, truth: Tensor, labelled: Tensor, frames: Tensor) -> Sides:
+        """What a further stage sees of each person, by the torso as it was found and by the true one, where it is labelled."""
         assert self.torso is not None
+        found_side = self.context * self._diameter(found, frames)
         both = labelled[:, self.torso[0]] & labelled[:, self.torso[1]]
-        true = torch.where(both, self._diameter(truth, features["frames"]), seen)
+        return Sides(found_side, torch.where(both, self.context * self._diameter(truth, frames), found_side))
+
+    def _refining_loss(
+        self, number: int, images: Tensor, found: Tensor, truth: Tensor, known: Tensor, sides: Sides
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The term of a further stage, the joints (B, K, 2) as they are known behind it, and for which (B, K) it has looked.
+
+        Only ``known`` joints (B, K) are labelled and were looked at by the stage before.
+        """
+        misses: Any = self.misses[number - 1]
         if self.training:
-            misses.see((found - truth) / true[:, None, None], labelled)
-        joint = (
-            (torch.rand_like(truth[..., 0]) + labelled).topk(self.parts, dim=1).indices
-        )  # (B, P): labelled ones first
+            misses.see((found - truth) * (self.context / sides.true[:, None, None]), known)
+        joint = (torch.rand_like(truth[..., 0]) + known).topk(self.parts, dim=1).indices  # (B, P): known ones first
         wanted = gather_rows(truth, joint)
         made_up = torch.rand_like(wanted[..., 0]) < self.simulate
-        simulated = wanted + misses.draw(joint) * true[:, None, None]
+        simulated = wanted + misses.draw(joint) * (sides.true / self.context)[:, None, None]
         start = torch.where(made_up[..., None], simulated, gather_rows(found, joint))
-        sides = self.context * torch.where(made_up, true[:, None], seen[:, None])
-        raw = self._look_again(number, features["images"], start, joint, sides)
-        counts = labelled.gather(1, joint)
-        terms = self.joint_losses[number](raw, (wanted - start) / sides[..., None], counts)
+        side = torch.where(made_up, sides.true[:, None], sides.found[:, None])
+        raw = self._look_again(number, images, start, joint, side)
+        counts = known.gather(1, joint)
+        terms = self.joint_losses[number](raw, (wanted - start) / side[..., None], counts)
         loss = terms.sum() / counts.sum().clamp(min=1) * self.joints  # as if every joint had been looked at
-        after = start + self._moves(number, raw).detach() * sides[..., None]
-        return loss, found.scatter(1, joint[..., None].expand(-1, -1, 2), after)
+        after = start + self._moves(number, raw).detach() * side[..., None]
+        looked = torch.zeros_like(known).scatter(1, joint, counts)
+        return loss, found.scatter(1, joint[..., None].expand(-1, -1, 2), after), looked
 
     def _look_again(self, number: int, images: Tensor, middles: Tensor, joint: Tensor, sides: Tensor) -> Tensor:
         """What a stage gives for joints (B, P), each seen in a square round its middle (B, P, 2) of a side (B, P)."""
@@ -193,16 +206,18 @@ class DeepPose(Model):
             joints = joints + self._moves(number, raw) * sides[..., None]
         last: Any = self.joint_losses[self.use - 1]
         sure = last.confidence(raw).float()
-        return [self._person(joints[i], sure[i], target.size) for i, target in enumerate(batch.targets)]
+        return [self._person(joints[i], sure[i], target) for i, target in enumerate(batch.targets)]
 
-    def _person(self, joints: Tensor, sure: Tensor, size: tuple[int, int]) -> Detections:
+    def _person(self, joints: Tensor, sure: Tensor, target: Targets) -> Detections:
+        """The person that was given: what class it is of is not asked for."""
+        size, label = target.size, int(target.labels[0]) if len(target) else self.label
         limit = joints.new_tensor([size[1], size[0]])
         low = torch.minimum(joints.amin(0).clamp(min=0), limit - 1)
         high = torch.minimum(torch.maximum(joints.amax(0), low + 1), limit)
         return Detections(
             torch.cat([low, high])[None],
             sure.mean()[None],
-            torch.full((1,), self.label, device=joints.device),
+            torch.full((1,), label, device=joints.device),
             size,
             keypoints=torch.cat([joints, sure[:, None]], dim=-1)[None],
         )
@@ -210,6 +225,15 @@ class DeepPose(Model):
     def shared(self) -> Sequence[nn.Module]:
         """Stages share nothing; a single one is all its term's own."""
         return (*self.stages,) if len(self.stages) == 1 else ()
+
+
+def posed(batch: Batch) -> Tensor:
+    """Which objects (B, M) have joints to be found: all that are not ignored, where none has any labelled."""
+    counts = batch.valid & ~batch.ignore
+    if batch.keypoints is None:
+        return counts
+    with_joints = counts & (batch.keypoints[..., 2] > 0).any(-1)
+    return torch.where(with_joints.any(1, keepdim=True), with_joints, counts)
 
 
 def _shares(points: Tensor, frames: Tensor) -> Tensor:
@@ -235,6 +259,8 @@ def assemble(
     std: Sequence[float] = IMAGENET_STD,
 ) -> DeepPose:
     """A stage for each of ``sizes``, all of the same architecture with weights of their own, for the joints of a data set."""
+    if not sizes or any(len(tuple(size)) != 2 if isinstance(size, Sequence) else True for size in sizes):
+        raise ValueError(f"model.sizes={sizes}: give a height and a width for each stage, [[192,192],[96,96]]")
     stages = []
     for size in sizes:
         own = copy.deepcopy(backbone)
@@ -280,6 +306,8 @@ def _torso(schema: Schema, given: Sequence[int] | None) -> tuple[int, int] | Non
     """The ends of a torso's diameter: those given, or left shoulder and right hip by their names."""
     if given is not None:
         first, second = given
+        if not (0 <= first < len(schema.joints) and 0 <= second < len(schema.joints)):
+            raise ValueError(f"model.torso={list(given)}: joints are 0..{len(schema.joints) - 1}")
         return first, second
     shoulder, hip = schema.joint("left shoulder"), schema.joint("right hip")
     return None if shoulder is None or hip is None else (shoulder, hip)

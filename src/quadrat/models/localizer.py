@@ -42,18 +42,21 @@ class Localizer(Model):
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
+        if guesses is not None and guesses < 1:
+            raise ValueError(f"model.guesses={guesses}: keep 1 class or more, or null for all")
         self.normalise, self.look = Normalise(mean, std), look
         self.frame = WholePicture()
         self.code, self.box_loss, self.box_vector = code, box_loss, box_vector
         self.num_classes, self.shared_box, self.guesses = num_classes, shared_box, guesses or num_classes
         self.classes = nn.Linear(look.out_features, num_classes)
         self.boxes = nn.Linear((box_vector or look).out_features, 4 if shared_box else 4 * num_classes)
-        nn.init.normal_(self.boxes.weight, std=0.001)  # begins with the mean box, whatever the picture
-        nn.init.zeros_(self.boxes.bias)
+        nn.init.normal_(self.boxes.weight, std=0.001)  # begins with the same box, whatever the picture
+        with torch.no_grad():
+            self.boxes.bias.copy_(code.start().repeat(self.boxes.out_features // 4))
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """``frames`` (B, 4), ``logits`` (B, C) and ``codes`` (B, C or 1, 4)."""
-        frames = self.frame(batch)
+        frames = self.frame(batch, batch.valid)
         maps = self.look.maps(self.normalise(batch.images, batch.sizes), frames[:, None])
         vector = self.look.vector(maps)
         boxes = self.boxes(vector if self.box_vector is None else self.box_vector(maps))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -16,37 +17,45 @@ from quadrat.ops.match import gather_rows
 from quadrat.ops.principal import principal
 from quadrat.structures import Batch
 
+log = logging.getLogger(__name__)
+
 
 class Frame(Protocol):
     """The part (B, 4) of each picture that a model looks at, and that its coordinates are shares of."""
 
-    def __call__(self, batch: Batch) -> Tensor: ...
+    def __call__(self, batch: Batch, counts: Tensor) -> Tensor:
+        """``counts`` (B, M): the objects that it may be about."""
+        ...
 
 
 class WholePicture:
     """All of the picture, without the padding: for localization, and for pose where no box is known (DeepPose on LSP)."""
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch, counts: Tensor) -> Tensor:
         return torch.cat([torch.zeros_like(batch.sizes), batch.sizes.flip(-1)], dim=-1)
 
 
 class ObjectBox:
     """The box of the picture's principal object, ``enlarge`` times as large; all of a picture that has none.
 
-    The box is given, as a detector would give it: in evaluation, too, it is the true one.
+    The box is given, as a detector would give it: in evaluation, too, it is the true one. Where pictures come without any truth
+    (quadrat-predict), they should be cut to the person; the log says so once.
     """
 
     def __init__(self, enlarge: float = 1.25) -> None:
         if enlarge <= 0:
             raise ValueError(f"a box is enlarged by a factor above 0, got enlarge={enlarge}")
-        self.enlarge = enlarge
+        self.enlarge, self.told = enlarge, False
 
-    def __call__(self, batch: Batch) -> Tensor:
-        index, there = principal(batch.boxes, batch.valid & ~batch.ignore)
+    def __call__(self, batch: Batch, counts: Tensor) -> Tensor:
+        if not self.told and not any(len(target) for target in batch.targets):
+            self.told = True
+            log.warning("no boxes are given: the person is taken to fill the picture (model/frame=object_box)")
+        index, there = principal(batch.boxes, counts)
         boxes = gather_rows(batch.boxes, index[:, None])[:, 0]
         centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) * (self.enlarge / 2)
         larger = clip(torch.cat([centre - half, centre + half], dim=-1)[:, None], batch.sizes)[:, 0]
-        return torch.where(there[:, None], larger, WholePicture()(batch))
+        return torch.where(there[:, None], larger, WholePicture()(batch, counts))
 
 
 class Look(nn.Module):

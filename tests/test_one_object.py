@@ -65,8 +65,8 @@ def evaluated(run: Run, *overrides: str) -> dict[str, float]:
     return evaluate(compose("evaluate", [f"run={run.folder}", "progress.refresh_rate=0", *overrides]))
 
 
-def written(run: Run, file: str) -> Any:
-    return json.loads((run.folder / "evaluation" / "val" / file).read_text())
+def written(run: Run, file: str, place: str = "val") -> Any:
+    return json.loads((run.folder / "evaluation" / place / file).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_measured_code_is_in_the_checkpoint_and_used(box_run: Run, tmp_path: Pat
     evaluated(box_run, "checkpoint=last")
     before = written(box_run, "detections.json")
     evaluated(box_run, "checkpoint=last", "+model.code.standardise=null")
-    assert written(box_run, "detections.json") != before
+    assert written(box_run, "detections.json", "val+code.standardise=null") != before
 
 
 def test_weighted_by_alpha() -> None:
@@ -214,8 +214,9 @@ def test_fewer_stages_see_other_joints(pose_run: Run) -> None:
     evaluated(pose_run)
     both = written(pose_run, "detections.json")
     evaluated(pose_run, "+model.use=1")
-    first = written(pose_run, "detections.json")
-    assert written(pose_run, "metrics.json")["model"] == {"use": 1}
+    first = written(pose_run, "detections.json", "val+use=1")
+    assert written(pose_run, "metrics.json", "val+use=1")["model"] == {"use": 1}
+    assert written(pose_run, "detections.json") == both
     assert all(one["keypoints"] != other["keypoints"] for one, other in zip(both, first, strict=True))
 
 

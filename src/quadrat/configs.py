@@ -200,19 +200,22 @@ def friendly(config: DictConfig) -> Iterator[None]:
 
 def settings(config: DictConfig) -> dict[str, str]:
     """Every setting of a config by its dotted name, but for where things lie."""
-    flat = _flat(OmegaConf.to_container(config, resolve=True))
+    every = flat(OmegaConf.to_container(config, resolve=True))
     return {
-        name: value for name, value in flat.items() if name.split(".")[0] not in ("paths", "hydra", "launcher", "sweep")
+        name: value
+        for name, value in every.items()
+        if name.split(".")[0] not in ("paths", "hydra", "launcher", "sweep")
     }
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+def flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """The leaves of nested dicts as JSON, by their dotted names."""
     if not isinstance(value, dict):
         return {prefix: json.dumps(value)}
     return {
         name: text
         for key, item in value.items()
-        for name, text in _flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
+        for name, text in flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
     }
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from quadrat.configs import build, build_task, launch, quiet, retuned, tiled
+from quadrat.configs import build, build_task, flat, launch, quiet, retuned, tiled
 from quadrat.runs import Run, load_weights, read_checkpoint, same_schema, without_weights
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     same_schema(read_checkpoint(checkpoint)["schema"], data.source(config.split).schema, checkpoint)
     task = build_task(settings, data)
     load_weights(task.model, checkpoint)
-    folder = run.folder / "evaluation" / config.split
+    folder = run.folder / "evaluation" / _place(config)
     collector = _collector(keeper(task.model.result, folder, data.schema))
     quiet()
     trainer = build(
@@ -56,6 +56,12 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     print(f"\n{collector.table}\n\n  {checkpoint.name} on {config.split}; metrics and {kept} in {folder}\n")
     _track(settings, config, run, {f"{config.split}/{name}": value for name, value in results.items()})
     return results
+
+
+def _place(config: DictConfig) -> str:
+    """The split, and what is evaluated otherwise than the run was trained: results of each lie in a folder of their own."""
+    changes = flat(OmegaConf.to_container(config.model))
+    return "+".join([config.split, *(f"{name}={value}" for name, value in changes.items())]).replace("/", "_")
 
 
 def _model(settings: DictConfig, config: DictConfig) -> Any:

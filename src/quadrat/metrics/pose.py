@@ -34,13 +34,15 @@ class PoseScores(Metric):
 
     ``pdj``: joints within a fifth of the torso's diameter, left shoulder to right hip, of persons that show both (DeepPose,
     section 4); ``pckh``: within half the head's length, neck to head top (Andriluka et al., CVPR 2014); ``pck``: within a
-    fifth of the longer side of the person's box (Yang and Ramanan, PAMI 2013). Each is the mean over joints of the joint's own
-    share, so that a joint which is seldom labelled weighs as much as the others; ``pdj/<kind>`` counts left and right together.
-    ``pcp``: limbs both of whose ends are within half the limb's length, the strict reading, which is DeepPose's; ``pcp_loose``:
-    limbs whose two ends are so near on average (both in Pishchulin et al., CVPR 2012). They are means over the kinds of limbs
-    of arms and legs, where there are such, ``pcp/<kind>`` is one of any kind. ``oks_ap``, ``oks_ap50``, ``oks_ap75``: COCO's, of
-    all persons in a picture, by label; with ``sigmas`` by kind of joint beside the known ones, and left out with a warning where
-    one is missing. A number that the joints' names cannot give is none of `names`. Every rank sees the same result.
+    fifth of the longer side of the person's box as annotated (after Yang and Ramanan, PAMI 2013, whose box is that of the
+    joints). Each is the mean over joints of the joint's own share, so that a joint which is seldom labelled weighs as much as
+    the others; ``pdj/<kind>`` counts left and right together. ``pcp``: limbs both of whose ends are within half the limb's
+    length, the strict reading, which is DeepPose's; ``pcp_loose``: limbs whose two ends are so near on average (both in
+    Pishchulin et al., CVPR 2012). They are means over the kinds of limbs of arms and legs, where there are such,
+    ``pcp/<kind>`` is one of any kind. ``oks_ap``, ``oks_ap50``, ``oks_ap75``: COCO's, of all persons in a picture, by label,
+    with the annotated areas (a box's own where there is no other); with ``sigmas`` by kind of joint beside the known ones,
+    and left out with a warning where one is missing. A number that the joints' names cannot give is none of `names`. Every
+    rank sees the same result.
     """
 
     is_differentiable = False

@@ -53,7 +53,7 @@ batch = batches["train"][0]
 # %%
 model = build(config.model, schema=data.schema)
 with torch.no_grad():
-    frames = model.frame(batch)  # the part of the picture that is looked at: here all of it
+    frames = model.frame(batch, batch.valid)  # the part of the picture that is looked at: here all of it
     maps = model.look.maps(model.normalise(batch.images, batch.sizes), frames[:, None])
     found = model.features(batch)
 print("pictures    ", tuple(batch.images.shape))
@@ -232,7 +232,7 @@ chosen = ["experiment=none", "data=shapes_persons", "model=deeppose", "task=pose
 pose = build(compose("train", [*chosen, "model/backbone=tiny"]).model, schema=schema)
 persons.keypoints[0, 0, schema.joint("left wrist"), 2] = 0  # nobody has labelled this one
 truth, labelled = pose.truth(persons)
-frames = pose.frame(persons)
+frames = pose.frame(persons, persons.valid)
 shares = (truth - (frames[:, None, :2] + frames[:, None, 2:]) / 2) / (frames[:, None, 2:] - frames[:, None, :2])
 with torch.no_grad():
     raw = pose.features(persons)["raw"]

@@ -17,6 +17,7 @@ def test_faster_rcnn_learns_eight_pictures_by_heart(tmp_path: Path) -> None:
     overrides = [
         f"paths.logs={tmp_path}",
         "trainer=overfit",
+        "callbacks.checkpoints=null",
         "trainer.enable_progress_bar=false",
         "trainer.check_val_every_n_epoch=150",
     ]
@@ -35,7 +36,7 @@ def pixels_learned(logs: Path, model: str, size: int, epochs: int, *overrides: s
             *("data.limit=4", "data.batch_size=4", f"+data.source.size=[{size},{size}]", "data.source.objects=[1,3]"),
             *("optimizer.lr=4e-3", "schedule.warmup.steps=20", "trainer.precision=bf16-mixed"),
             *(f"trainer.max_epochs={epochs}", f"trainer.check_val_every_n_epoch={epochs}", f"paths.logs={logs}"),
-            *("trainer.enable_progress_bar=false", *overrides),
+            *("trainer.enable_progress_bar=false", "callbacks.checkpoints=null", *overrides),
         ],
     )
     train(config)
@@ -90,7 +91,6 @@ def test_localizer_learns_eight_pictures_by_heart(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_deeppose_learns_eight_persons_by_heart(tmp_path: Path) -> None:
     """Both stages, and the first one alone, which is done sooner: the second is shown the misses of the last hundred steps, and
     learns to the point only when those are small."""

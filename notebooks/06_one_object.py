@@ -53,9 +53,9 @@ batch = batches["train"][0]
 # %%
 model = build(config.model, schema=data.schema)
 with torch.no_grad():
-    frames = model.frame(batch, batch.valid)  # the part of the picture that is looked at: here all of it
-    maps = model.look.maps(model.normalise(batch.images, batch.sizes), frames[:, None])
     found = model.features(batch)
+    frames = found["frames"]  # the part of the picture that is looked at: all of it
+    maps = model.look.maps(model.normalise(batch.images, batch.sizes), frames[:, None])
 print("pictures    ", tuple(batch.images.shape))
 print("last map    ", tuple(maps["c5"].shape))
 print("vector      ", tuple(model.look.vector(maps).shape))

@@ -80,18 +80,24 @@ def assert_model(model: Model, names: Iterable[str], samples: Sequence[Sample] =
     with standing_still(model):
         for training in (True, False):
             model.train(training)
-            assert_losses(model, batch, names)
-            assert_gradients(model, batch)
+            assert_terms_and_detections(model, names, samples, classes=classes)
             assert_shared(model, batch)
-            assert_detections(model, batch, classes=classes)
-            for what, missing in awkward(samples).items():
-                assert_losses(model, missing, names, what)
-                assert_detections(model, missing, classes=classes)
             assert_seeded(model, batch)
         model.eval()
         assert_batched_equals_single(model, samples)
         assert_object_padding_inert(model, batch)
         assert_half_precision(model, batch, classes=classes)
+
+
+def assert_terms_and_detections(model: Model, names: Iterable[str], samples: Sequence[Sample], *, classes: int) -> None:
+    """In the mode that the model is in: of whole batches, and of those in which something is missing."""
+    batch = Batch.collate(samples)
+    assert_losses(model, batch, names)
+    assert_gradients(model, batch)
+    assert_detections(model, batch, classes=classes)
+    for what, missing in awkward(samples).items():
+        assert_losses(model, missing, names, what)
+        assert_detections(model, missing, classes=classes)
 
 
 def assert_semantic_model(
@@ -135,14 +141,9 @@ def assert_one_object_model(
     with standing_still(model):
         for training in (True, False):
             model.train(training)
-            assert_losses(model, batch, names)
-            assert_gradients(model, batch)
+            assert_terms_and_detections(model, names, samples, classes=classes)
             if model.shared():
                 assert_shared(model, batch)
-            assert_detections(model, batch, classes=classes)
-            for what, missing in awkward(samples).items():
-                assert_losses(model, missing, names, what)
-                assert_detections(model, missing, classes=classes)
         model.eval()
         if drawn_at_random:  # in training, what was measured a moment ago differs
             assert_seeded(model, batch)

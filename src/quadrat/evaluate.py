@@ -84,9 +84,9 @@ def _track(settings: DictConfig, config: DictConfig, run: Run, numbers: dict[str
         return
     from quadrat.callbacks.tracking import close
 
-    id = f"{run.folder.name}-evaluate-{config.split}"
+    id = f"{run.folder.name}-evaluate-{_place(config)}"
     name = f"{settings.logger.wandb.name or run.folder.name} on {config.split}"
-    folder = str(run.folder / "evaluation" / config.split)
+    folder = str(run.folder / "evaluation" / _place(config))
     own = {"folder": folder, "run_id": id, "name": name, "job_type": "evaluate"}
     log = build(OmegaConf.merge(settings.logger.wandb, own))
     evaluated: Any = OmegaConf.to_container(settings, resolve=True)

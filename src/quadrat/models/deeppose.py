@@ -21,7 +21,7 @@ from quadrat.models.look import Frame, Look, WholePicture
 from quadrat.models.misses import Misses
 from quadrat.ops.match import gather_rows
 from quadrat.ops.principal import principal
-from quadrat.structures import Batch, Detections, Schema, Targets
+from quadrat.structures import Batch, Detections, Schema
 
 SMALLEST_TORSO = 0.05
 """A torso is taken for at least this share of the frame's shorter side: a part without extent shows nothing."""
@@ -98,9 +98,8 @@ class DeepPose(Model):
         if use is not None and not 1 <= use <= len(stages):
             raise ValueError(f"model.use={use}: there are {len(stages)} stages")
         self.normalise, self.stages = Normalise(mean, std), nn.ModuleList(stages)
-        self.joint_losses = nn.ModuleList(
-            copy.deepcopy(joint_loss) for _ in stages
-        )  # what they learn is each stage's own
+        # what a loss learns is its stage's own
+        self.joint_losses = nn.ModuleList(copy.deepcopy(joint_loss) for _ in stages)
         self.frame = frame or WholePicture()
         self.misses = nn.ModuleList(Misses(joints) for _ in stages[1:])
         self.joints, self.torso, self.context, self.parts = joints, torso, context, parts
@@ -187,7 +186,7 @@ class DeepPose(Model):
 
     def _first(self, raw: Tensor, frames: Tensor) -> Tensor:
         """Joints (B, K, 2) in pixels of what the first stage gives (B, K, numbers) in frames (B, 4)."""
-        middle, size = (frames[:, None, :2] + frames[:, None, 2:]) / 2, frames[:, None, 2:] - frames[:, None, :2]
+        middle, size = _middle_and_size(frames)
         return middle + self._moves(0, raw) * size
 
     def _moves(self, number: int, raw: Tensor) -> Tensor:
@@ -206,21 +205,13 @@ class DeepPose(Model):
             joints = joints + self._moves(number, raw) * sides[..., None]
         last: Any = self.joint_losses[self.use - 1]
         sure = last.confidence(raw).float()
-        return [self._person(joints[i], sure[i], target) for i, target in enumerate(batch.targets)]
+        labels = self._labels(batch)
+        return [_person(joints[i], sure[i], labels[i], target.size) for i, target in enumerate(batch.targets)]
 
-    def _person(self, joints: Tensor, sure: Tensor, target: Targets) -> Detections:
-        """The person that was given: what class it is of is not asked for."""
-        size, label = target.size, int(target.labels[0]) if len(target) else self.label
-        limit = joints.new_tensor([size[1], size[0]])
-        low = torch.minimum(joints.amin(0).clamp(min=0), limit - 1)
-        high = torch.minimum(torch.maximum(joints.amax(0), low + 1), limit)
-        return Detections(
-            torch.cat([low, high])[None],
-            sure.mean()[None],
-            torch.full((1,), label, device=joints.device),
-            size,
-            keypoints=torch.cat([joints, sure[:, None]], dim=-1)[None],
-        )
+    def _labels(self, batch: Batch) -> Tensor:
+        """The classes (B,) of those that were given: which it is, is not asked for."""
+        index, there = principal(batch.boxes, posed(batch))
+        return torch.where(there, gather_rows(batch.labels, index[:, None])[:, 0], self.label)
 
     def shared(self) -> Sequence[nn.Module]:
         """Stages share nothing; a single one is all its term's own."""
@@ -236,10 +227,25 @@ def posed(batch: Batch) -> Tensor:
     return torch.where(with_joints.any(1, keepdim=True), with_joints, counts)
 
 
+def _person(joints: Tensor, sure: Tensor, label: Tensor, size: tuple[int, int]) -> Detections:
+    """Joints (K, 2) of which each is so ``sure`` (K,), and the box round them inside a picture of ``size`` (H, W)."""
+    limit = joints.new_tensor([size[1], size[0]])
+    low = torch.minimum(joints.amin(0).clamp(min=0), limit - 1)
+    high = torch.minimum(torch.maximum(joints.amax(0), low + 1), limit)
+    keypoints = torch.cat([joints, sure[:, None]], dim=-1)
+    return Detections(torch.cat([low, high])[None], sure.mean()[None], label[None], size, keypoints=keypoints[None])
+
+
 def _shares(points: Tensor, frames: Tensor) -> Tensor:
     """Points (B, K, 2) as shares of frames (B, 4) from their middles."""
-    middle, size = (frames[:, None, :2] + frames[:, None, 2:]) / 2, frames[:, None, 2:] - frames[:, None, :2]
+    middle, size = _middle_and_size(frames)
     return (points - middle) / size
+
+
+def _middle_and_size(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Both (B, 1, 2), of frames (B, 4)."""
+    low, high = frames[:, None, :2], frames[:, None, 2:]
+    return (low + high) / 2, high - low
 
 
 def assemble(
@@ -259,7 +265,7 @@ def assemble(
     std: Sequence[float] = IMAGENET_STD,
 ) -> DeepPose:
     """A stage for each of ``sizes``, all of the same architecture with weights of their own, for the joints of a data set."""
-    if not sizes or any(len(tuple(size)) != 2 if isinstance(size, Sequence) else True for size in sizes):
+    if not sizes or not all(isinstance(size, Sequence) and len(size) == 2 for size in sizes):
         raise ValueError(f"model.sizes={sizes}: give a height and a width for each stage, [[192,192],[96,96]]")
     stages = []
     for size in sizes:
@@ -275,7 +281,7 @@ def assemble(
         parts=parts,
         simulate=simulate,
         use=use,
-        label=_person(schema),
+        label=_usual_label(schema),
         mean=mean,
         std=std,
     )
@@ -289,7 +295,7 @@ def mean_pose(schema: Schema, joint_loss: JointLoss, *, frame: Frame | None = No
         len(schema.joints),
         None,
         frame=frame,
-        label=_person(schema),
+        label=_usual_label(schema),
     )
 
 
@@ -313,6 +319,6 @@ def _torso(schema: Schema, given: Sequence[int] | None) -> tuple[int, int] | Non
     return None if shoulder is None or hip is None else (shoulder, hip)
 
 
-def _person(schema: Schema) -> int:
+def _usual_label(schema: Schema) -> int:
     """The label of the class whose joints these are."""
     return schema.classes.index("person") + 1 if "person" in schema.classes else 1

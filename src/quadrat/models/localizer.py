@@ -13,7 +13,8 @@ from quadrat.heads.vector import Vector
 from quadrat.losses.boxes import BoxLoss, Coded
 from quadrat.losses.classification import cross_entropy, masked_mean
 from quadrat.models.base import IMAGENET_MEAN, IMAGENET_STD, Model, Normalise
-from quadrat.models.look import Look, WholePicture
+from quadrat.models.look import Look
+from quadrat.ops.boxes import whole
 from quadrat.ops.match import gather_rows
 from quadrat.ops.principal import principal
 from quadrat.structures import Batch, Detections, Schema
@@ -45,7 +46,6 @@ class Localizer(Model):
         if guesses is not None and guesses < 1:
             raise ValueError(f"model.guesses={guesses}: keep 1 class or more, or null for all")
         self.normalise, self.look = Normalise(mean, std), look
-        self.frame = WholePicture()
         self.code, self.box_loss, self.box_vector = code, box_loss, box_vector
         self.num_classes, self.shared_box, self.guesses = num_classes, shared_box, guesses or num_classes
         self.classes = nn.Linear(look.out_features, num_classes)
@@ -56,7 +56,7 @@ class Localizer(Model):
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """``frames`` (B, 4), ``logits`` (B, C) and ``codes`` (B, C or 1, 4)."""
-        frames = self.frame(batch, batch.valid)
+        frames = whole(batch.sizes)
         maps = self.look.maps(self.normalise(batch.images, batch.sizes), frames[:, None])
         vector = self.look.vector(maps)
         boxes = self.boxes(vector if self.box_vector is None else self.box_vector(maps))

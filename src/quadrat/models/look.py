@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from quadrat.backbones.base import Backbone
 from quadrat.heads.vector import Vector
-from quadrat.ops.boxes import clip
+from quadrat.ops.boxes import clip, whole
 from quadrat.ops.crops import crop_resize
 from quadrat.ops.match import gather_rows
 from quadrat.ops.principal import principal
@@ -29,10 +29,10 @@ class Frame(Protocol):
 
 
 class WholePicture:
-    """All of the picture, without the padding: for localization, and for pose where no box is known (DeepPose on LSP)."""
+    """All of the picture, without the padding: no box is known (DeepPose on LSP)."""
 
     def __call__(self, batch: Batch, counts: Tensor) -> Tensor:
-        return torch.cat([torch.zeros_like(batch.sizes), batch.sizes.flip(-1)], dim=-1)
+        return whole(batch.sizes)
 
 
 class ObjectBox:
@@ -55,7 +55,7 @@ class ObjectBox:
         boxes = gather_rows(batch.boxes, index[:, None])[:, 0]
         centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) * (self.enlarge / 2)
         larger = clip(torch.cat([centre - half, centre + half], dim=-1)[:, None], batch.sizes)[:, 0]
-        return torch.where(there[:, None], larger, WholePicture()(batch, counts))
+        return torch.where(there[:, None], larger, whole(batch.sizes))
 
 
 class Look(nn.Module):

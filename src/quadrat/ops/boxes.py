@@ -39,6 +39,11 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
     return over_union(intersection(a, b), area(a), area(b))
 
 
+def whole(sizes: Tensor) -> Tensor:
+    """The boxes (B, 4) that are all of pictures of ``sizes`` (B, 2) height, width."""
+    return torch.cat([torch.zeros_like(sizes), sizes.flip(-1)], dim=-1)
+
+
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
     """Cut boxes (B, N, 4) to images of ``sizes`` (B, 2) height, width."""
     limit = sizes.flip(-1).repeat(1, 2)[:, None].to(boxes.dtype)  # (B, 1, 4) width, height, width, height

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from quadrat.heads.box_code import BoxCode
 from quadrat.metrics.localization import LocalizationScores
 from quadrat.models.base import Model
+from quadrat.ops.boxes import whole
 from quadrat.structures import Detections, Schema
 from quadrat.tasks.base import Task
 
@@ -38,7 +37,7 @@ class LocalizationTask(Task):
         if measured:
             boxes, sizes = self.trainer.datamodule.principal_boxes()  # pyright: ignore[reportAttributeAccessIssue]
             for part in measured:
-                part.measure(boxes, torch.cat([torch.zeros_like(sizes), sizes.flip(-1)], dim=-1))
+                part.measure(boxes, whole(sizes))
 
     def metric_names(self) -> tuple[str, ...]:
         assert isinstance(self.metric, LocalizationScores)

@@ -242,6 +242,7 @@ def test_collate_keeps_images_uint8_and_channels_last():
 def test_batch_to_moves_every_tensor_and_keeps_the_targets():
     optional = {"semantic": torch.zeros(40, 60, dtype=torch.uint8), "pixel_weights": torch.zeros(40, 60)}
     optional["keypoints"] = torch.zeros(3, 2, 3)
+    optional["proposals"] = torch.zeros(5, 4)
     image, targets = sample(40, 60, BOXES)
     batch = Batch.collate([Sample(image, dataclasses.replace(targets, **optional))])
     moved = batch.to("meta")
@@ -249,6 +250,23 @@ def test_batch_to_moves_every_tensor_and_keeps_the_targets():
     assert {t.device.type for t in tensors} == {"meta"}
     assert moved.targets is batch.targets
     assert len(moved) == 1
+
+
+def test_collate_pads_proposals_with_empty_boxes():
+    image, targets = sample(40, 60, BOXES)
+    counts = [0, 3, 1]
+    samples = [Sample(image, dataclasses.replace(targets, proposals=torch.ones(count, 4))) for count in counts]
+    proposals = Batch.collate(samples).proposals
+    assert proposals is not None
+    assert proposals.sum((1, 2)).tolist() == [0, 12, 4]
+    assert proposals.shape == (3, 3, 4)
+    assert Batch.collate([*samples, Sample(image, targets)]).proposals is None
+
+
+def test_targets_refuse_proposals_of_another_shape():
+    _, targets = sample(40, 60, BOXES)
+    with pytest.raises(ValueError, match=r"proposals are \(P, 4\), got \(5,\)"):
+        dataclasses.replace(targets, proposals=torch.zeros(5))
 
 
 # Detections

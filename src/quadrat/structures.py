@@ -90,7 +90,8 @@ class Targets:
 
     ``boxes`` (M, 4), ``labels`` (M,), ``ignore`` (M,) true for VOC's difficult and COCO's crowd, ``areas`` (M,) in pixels,
     ``size`` and ``original_size`` (H, W), ``keypoints`` (M, K, 3), ``semantic`` (H, W) uint8, ``pixel_weights`` (H, W)
-    float32: what a pixel weighs beside its class, ``original_semantic`` the map as it was at ``original_size``, for scores.
+    float32: what a pixel weighs beside its class, ``original_semantic`` the map as it was at ``original_size``, for scores,
+    ``proposals`` (P, 4) regions that were found beforehand, best first.
     Raises ValueError naming the image, the row and the value when something is outside the conventions.
     """
 
@@ -107,6 +108,7 @@ class Targets:
     semantic: Tensor | None = None
     pixel_weights: Tensor | None = None
     original_semantic: Tensor | None = None
+    proposals: Tensor | None = None
 
     @classmethod
     def make(
@@ -146,6 +148,8 @@ class Targets:
             raise ValueError(f"image {self.image_id}: labels are 1..C (0 is background), got {self.labels.tolist()}")
         if self.keypoints is not None and (self.keypoints.ndim != 3 or self.keypoints.shape[2] != 3):
             raise ValueError(f"image {self.image_id}: keypoints are (M, K, 3), got {tuple(self.keypoints.shape)}")
+        if self.proposals is not None and (self.proposals.ndim != 2 or self.proposals.shape[1] != 4):
+            raise ValueError(f"image {self.image_id}: proposals are (P, 4), got {tuple(self.proposals.shape)}")
         for what, plane in (("semantic map", self.semantic), ("map of pixel weights", self.pixel_weights)):
             if plane is not None and tuple(plane.shape) != self.size:
                 raise ValueError(
@@ -239,8 +243,8 @@ class Batch:
 
     ``images`` (B, 3, H, W) uint8, ``sizes`` and ``original_sizes`` (B, 2) float32 height and width, ``boxes`` (B, M, 4),
     ``labels`` (B, M), ``ignore`` (B, M), ``valid`` (B, M); where every picture has them, ``keypoints`` (B, M, K, 3), ``semantic``
-    (B, H, W) uint8, the padding ignored, and ``pixel_weights`` (B, H, W). ``targets`` keeps the ragged truth on the host: for
-    metrics, pictures, and the fields that are rasterised late (masks, captions).
+    (B, H, W) uint8, the padding ignored, ``pixel_weights`` (B, H, W), and ``proposals`` (B, P, 4), empty boxes behind.
+    ``targets`` keeps the ragged truth on the host: for metrics, pictures, and what is rasterised late (masks, captions).
     """
 
     images: Tensor
@@ -254,6 +258,7 @@ class Batch:
     keypoints: Tensor | None = None
     semantic: Tensor | None = None
     pixel_weights: Tensor | None = None
+    proposals: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -280,9 +285,10 @@ class Batch:
             ignore=_padded([t.ignore for t in targets], most),
             valid=_padded([torch.ones(len(t), dtype=torch.bool) for t in targets], most),
             targets=targets,
-            keypoints=_joints([t.keypoints for t in targets], most),
+            keypoints=_where_all([t.keypoints for t in targets], most),
             semantic=_planes([t.semantic for t in targets], (height, width), fill=IGNORE_INDEX),
             pixel_weights=_planes([t.pixel_weights for t in targets], (height, width), fill=0),
+            proposals=_where_all([t.proposals for t in targets], _longest([t.proposals for t in targets])),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
@@ -317,8 +323,13 @@ def _padded(rows: list[Tensor], length: int) -> Tensor:
     return out
 
 
-def _joints(rows: list[Tensor | None], length: int) -> Tensor | None:
-    """Joints (B, M, K, 3) of ragged rows, unlabelled behind; None unless every picture has them."""
+def _longest(rows: list[Tensor | None]) -> int:
+    """The most rows that a picture has, and at least one."""
+    return max(1, *(0 if row is None else len(row) for row in rows))
+
+
+def _where_all(rows: list[Tensor | None], length: int) -> Tensor | None:
+    """Ragged rows as (B, length, ...) with zeros behind; None unless every picture has them."""
     present = [row for row in rows if row is not None]
     return _padded(present, length) if len(present) == len(rows) else None
 

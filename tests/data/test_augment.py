@@ -1,5 +1,7 @@
 """Picture and truth change together: every object is a row, and its fields stay in step."""
 
+import dataclasses
+
 import albumentations as A
 import cv2
 import numpy as np
@@ -539,3 +541,34 @@ def test_elastic_list_leaves_no_class_where_nothing_is():
         assert image.shape == (80, 100, 3)
         assert set(targets.semantic.unique().tolist()) == {3, IGNORE_INDEX}
         assert np.mean((image[..., 0] > 60) == (targets.semantic.numpy() == 3)) > 0.97
+
+
+# Regions found beforehand
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_proposals_go_where_boxes_go(name: str, scenes: list[Sample]):
+    """The boxes of the objects, given as proposals too, stay those of the objects."""
+    for seed, scene in enumerate(scenes):
+        both = Sample(scene.image, dataclasses.replace(scene.targets, proposals=scene.targets.boxes))
+        image, plain = apply(scene, *LISTS[name], seed=seed)
+        changed = apply(both, *LISTS[name], seed=seed)
+        assert np.array_equal(image, changed.image)
+        assert changed.targets.proposals is not None
+        torch.testing.assert_close(changed.targets.proposals, changed.targets.boxes)
+        torch.testing.assert_close(changed.targets.boxes, plain.boxes)
+        assert torch.equal(changed.targets.labels, plain.labels)
+
+
+def test_proposals_of_a_picture_without_objects():
+    sample = picture([])
+    sample = Sample(sample.image, dataclasses.replace(sample.targets, proposals=torch.tensor([[0.0, 0, 20, 10]])))
+    changed = apply(sample, MIRROR).targets
+    assert len(changed) == 0
+    torch.testing.assert_close(changed.proposals, torch.tensor([[40.0, 0, 60, 10]]))
+
+
+def test_proposals_may_be_none_at_all():
+    sample = picture([[0, 0, 5, 5]])
+    sample = Sample(sample.image, dataclasses.replace(sample.targets, proposals=torch.zeros(0, 4)))
+    assert apply(sample, MIRROR).targets.proposals.shape == (0, 4)

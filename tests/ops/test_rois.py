@@ -5,7 +5,15 @@ import torch
 from torchvision import ops
 from torchvision.ops.poolers import LevelMapper
 
-from quadrat.ops.rois import assign_levels, roi_align, roi_pool
+from quadrat.ops.rois import (
+    assign_levels,
+    cells_inside,
+    closest_levels,
+    ps_roi_pool,
+    pyramid_pool,
+    roi_align,
+    roi_pool,
+)
 
 STRIDES = (4, 8, 16, 32)
 IMAGE = 128
@@ -181,3 +189,66 @@ def test_assign_levels_equals_torchvision():
     levels = assign_levels(boxes, STRIDES)
     assert torch.equal(levels, LevelMapper(2, 5)([boxes]))
     assert levels.unique().tolist() == [0, 1, 2, 3]
+
+
+# SPPNet's pyramid
+
+
+@pytest.mark.parametrize(
+    ("box", "cells"),
+    [
+        ([0, 0, 64, 64], [1, 1, 3, 3]),  # the centres of cells 0 and 4 lie on the border, not inside
+        ([1, 1, 63, 63], [1, 1, 3, 3]),
+        ([-1, 15, 65, 33], [0, 1, 4, 2]),
+        ([17, 17, 30, 30], [1, 1, 1, 1]),  # no centre inside: the nearest cell
+        ([10, 0, 20, 100], [1, 1, 1, 6]),
+    ],
+)
+def test_cells_inside_as_in_the_appendix(box: list[float], cells: list[float]):
+    assert cells_inside(torch.tensor(box, dtype=torch.float32), 16).tolist() == cells
+
+
+def test_pyramid_pool_by_hand():
+    """A map of 4 x 4 cells numbered row by row, a region of the inner 2 x 2 and one of all but the first row and column."""
+    plane = torch.arange(16.0).reshape(1, 1, 4, 4)
+    boxes = torch.tensor([[[1.0, 1, 48 - 1, 48 - 1], [1, 1, 64, 64]]])
+    found = pyramid_pool([plane], [16], boxes, torch.zeros(1, 2, dtype=torch.long), bins=(2, 1))
+    assert found.tolist() == [[5, 6, 9, 10, 10], [10, 11, 14, 15, 15]]
+
+
+def test_pyramid_pool_equals_adaptive_pooling_of_the_whole_map():
+    """A region as large as the picture, on a map whose first and last cells count too."""
+    plane = torch.rand(2, 3, 13, 11)
+    boxes = torch.tensor([[[-1.0, -1, 11 * 16, 13 * 16]]] * 2)
+    found = pyramid_pool([plane], [16], boxes, torch.zeros(2, 1, dtype=torch.long), bins=(6, 3, 2, 1))
+    wanted = [torch.nn.functional.adaptive_max_pool2d(plane, n).flatten(1) for n in (6, 3, 2, 1)]
+    torch.testing.assert_close(found, torch.cat(wanted, dim=1))
+
+
+def test_closest_levels_takes_the_scale_of_224_pixels():
+    """Maps of stride 16 of the picture at 1, at half and at twice its size: a region of 224, 448 and 112 pixels."""
+    boxes = torch.tensor([[0.0, 0, 224, 224], [0, 0, 448, 448], [0, 0, 112, 112], [0, 0, 4000, 4000], [0, 0, 1, 1]])
+    assert closest_levels(boxes, [8, 16, 32], cells=14).tolist() == [1, 2, 0, 2, 0]
+
+
+# R-FCN's position-sensitive pooling
+
+
+@pytest.mark.parametrize("bins", [1, 3, 7])
+def test_ps_roi_pool_equals_torchvision(bins: int):
+    boxes = regions()
+    planes = torch.randn(2, 2 * bins * bins, 18, 16, generator=torch.Generator().manual_seed(0))
+    ours = ps_roi_pool(planes, 8, boxes, bins=bins)
+    torch.testing.assert_close(ours, ops.ps_roi_pool(planes, flat(boxes), bins, 1 / 8))
+
+
+def test_ps_roi_pool_reads_each_cell_from_its_own_plane():
+    """Planes of one value each: class d, cell (i, j) is d * 4 + i * 2 + j."""
+    planes = torch.arange(8.0)[None, :, None, None].expand(1, 8, 6, 6)
+    found = ps_roi_pool(planes, 1, torch.tensor([[[0.0, 0, 4, 4]]]), bins=2)
+    assert found[0].tolist() == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
+
+
+def test_ps_roi_pool_is_the_mean_of_a_cell():
+    plane = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert ps_roi_pool(plane, 1, torch.tensor([[[0.0, 0, 2, 2]]]), bins=1).item() == (0 + 1 + 4 + 5) / 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -25,6 +25,12 @@ class Features(nn.Module):
     @property
     def region_maps(self) -> tuple[str, ...]:
         return tuple(self.out_channels)
+
+
+class Neck(Features):
+    """A part that makes maps of the trunk's maps ``reads``."""
+
+    reads: tuple[str, ...]
 
 
 class Backbone(Features):
@@ -50,6 +56,27 @@ class Backbone(Features):
         self.out_channels = out_channels
         self.strides = strides
         self.freeze(freeze_stages, freeze_norm)
+
+    def end_with(self, names: Iterable[str]) -> None:
+        """Cut off the stages behind the last one of these maps: what nobody reads is neither computed nor trained."""
+        order = list(self.stages)
+        needed = max((order.index(name) for name in names if name in order), default=len(order) - 1)
+        for name in order[needed + 1 :]:
+            del self.stages[name]
+            self.out_channels.pop(name, None)
+            self.strides.pop(name, None)
+
+    def without_last_stage(self) -> tuple[Backbone, LastStage]:
+        """The trunk as far as its last but one stage, and the last for whoever reads regions with it; both as frozen as here."""
+        *_, before, name = self.stages
+        strides = self.strides[name] // self.strides[before]
+        stage = LastStage({name: self.stages[name]}, {name: self.out_channels[name]}, {name: strides})
+        stage.freeze(max(0, self.frozen_stages - len(self.stages) + 1), self.frozen_norm)
+        kept = {key: part for key, part in self.stages.items() if key != name}
+        channels = {key: count for key, count in self.out_channels.items() if key != name}
+        trunk = Backbone(kept, channels, {key: self.strides[key] for key in channels})
+        trunk.freeze(min(self.frozen_stages, len(kept)), self.frozen_norm)
+        return trunk, stage
 
     def freeze(self, stages: int, norm: bool) -> None:
         """Hold the first ``stages`` still, and every batch norm if ``norm``; all else learns."""
@@ -79,6 +106,10 @@ class Backbone(Features):
             if name in self.out_channels:
                 maps[name] = images
         return maps
+
+
+class LastStage(Backbone):
+    """The last stage of a trunk on its own; its stride is that to the stage before."""
 
 
 def load_weights(body: nn.Module, weights: str | None, architecture: str, *, unused: tuple[str, ...]) -> None:

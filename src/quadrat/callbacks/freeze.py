@@ -9,9 +9,9 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from quadrat.backbones.base import Backbone
+from quadrat.callbacks.wrap import wrap_again
 
 if TYPE_CHECKING:
     from quadrat.tasks.base import Task
@@ -112,7 +112,7 @@ class Freeze(Callback):
         if not self.frozen or not self.until(trainer.current_epoch, self.values):
             return
         self._hold(False)
-        _wrap_again(trainer.strategy)
+        wrap_again(trainer.strategy)
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": trainer.current_epoch, "train/thawed": 1.0}, step=trainer.global_step)
         if trainer.is_global_zero:
@@ -137,10 +137,3 @@ def _check(task: Task) -> None:
             f"loss/weighting with {type(task.weighting).__name__} balances the terms on the parameters they share, and "
             f"callbacks.freeze holds all of those still: loss/weighting=static, or callbacks=default"
         )
-
-
-def _wrap_again(strategy: Strategy) -> None:
-    """The wrapper of several processes averages the gradients of what was to be trained when it was made, of nothing else."""
-    if isinstance(strategy, DDPStrategy):
-        strategy.model = strategy.lightning_module
-        strategy.configure_ddp()

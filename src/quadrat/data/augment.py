@@ -1,7 +1,7 @@
 """Change a picture and its truth together, by albumentations.
 
 Every object is a numbered row: boxes carry the numbers, and masks, joints and captions follow the numbers that survive.
-Outlines and joints travel as points, so that no mask is drawn here.
+Proposals are more such rows behind those of the objects. Outlines and joints travel as points, so that no mask is drawn here.
 """
 
 from __future__ import annotations
@@ -156,10 +156,11 @@ class Augment:
         self._seed(seed)
         targets = sample.targets
         points = _Points(targets)
+        boxes = _all_boxes(targets)
         result = self.compose(
             image=np.ascontiguousarray(sample.image),
-            bboxes=targets.boxes.numpy(),
-            rows=np.arange(len(targets)),
+            bboxes=boxes,
+            rows=np.arange(len(boxes)),
             keypoints=points.flat,
             **_planes(targets),
         )
@@ -173,10 +174,12 @@ class Augment:
     def _rebuilt(self, result: dict[str, Any], targets: Targets, points: _Points) -> Sample:
         image = result["image"]
         size = (image.shape[0], image.shape[1])
-        rows = [int(row) for row in result["rows"]]
-        boxes = torch.from_numpy(np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4))
+        numbers = torch.from_numpy(np.asarray(result["rows"], dtype=np.int64).reshape(-1))
+        every = torch.from_numpy(np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4))
         # the way to relative coordinates and back costs the last digit
-        boxes = clip(boxes[None], torch.tensor([size]))[0]
+        every = clip(every[None], torch.tensor([size]))[0]
+        own = numbers < len(targets)
+        rows, boxes = numbers[own].tolist(), every[own]
         kept = targets.rows(rows)
         moved = points.moved(result["keypoints"], size)
         share = area(boxes) / area(kept.boxes).clamp(min=1e-6)
@@ -189,8 +192,14 @@ class Augment:
             masks=None if kept.masks is None else _masks(rows, targets, moved, result.get("masks")),
             keypoints=None if kept.keypoints is None else moved.joints(rows, targets, self.flip_pairs),
             semantic=None if targets.semantic is None else torch.from_numpy(np.ascontiguousarray(result["mask"])),
+            proposals=None if targets.proposals is None else every[~own],
         )
         return Sample(image, changed)
+
+
+def _all_boxes(targets: Targets) -> np.ndarray:
+    """The boxes of the objects, and behind them the proposals: (M + P, 4)."""
+    return (targets.boxes if targets.proposals is None else torch.cat([targets.boxes, targets.proposals])).numpy()
 
 
 def _each(transforms: Sequence[Any]) -> Iterator[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -35,6 +35,18 @@ def _check_semantic(targets: Targets, schema: Schema) -> None:
 
 WeighPixels = Callable[[Targets], Targets]
 """Fills ``pixel_weights`` from the rest of a picture's truth, once that has been augmented."""
+
+
+class KnownProposals(Protocol):
+    """Regions found beforehand: in a whole source, and in a picture of none."""
+
+    def wrap(self, source: Source, split: str) -> Source:
+        """The same pictures, whose truth has ``proposals``."""
+        ...
+
+    def find(self, image: np.ndarray) -> torch.Tensor:
+        """The regions (P, 4) of a picture uint8 RGB (H, W, 3)."""
+        ...
 
 
 class Batches(Dataset[Batch]):
@@ -132,9 +144,10 @@ class DataModule(LightningDataModule):
         group_by_shape: bool = True,
         limit: int | None = None,
         weigh_pixels: WeighPixels | None = None,
+        proposals: KnownProposals | None = None,
     ) -> None:
         super().__init__()
-        self.weigh_pixels = weigh_pixels
+        self.weigh_pixels, self.proposals = weigh_pixels, proposals
         self.limit = limit
         self.make_source, self.splits = source, dict(splits)
         self.train_augment, self.eval_augment = train_augment or Augment(), eval_augment or Augment()
@@ -149,7 +162,8 @@ class DataModule(LightningDataModule):
         if split not in self.sources:
             source = self.make_source(split=split)
             self._check_classes(split, source)
-            self.sources[split] = source if self.limit is None else First(source, self.limit)
+            kept = source if self.limit is None else First(source, self.limit)
+            self.sources[split] = kept if self.proposals is None else self.proposals.wrap(kept, split)
         return self.sources[split]
 
     def _check_classes(self, split: str, source: Source) -> None:

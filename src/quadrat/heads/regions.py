@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from quadrat.ops.match import gather_rows, match
 from quadrat.ops.sample import sample
-from quadrat.structures import Batch, Proposals
+from quadrat.structures import Batch, Detections, Proposals
 
 
 class TrainingRegions(NamedTuple):
@@ -21,6 +21,22 @@ class TrainingRegions(NamedTuple):
     index: Tensor
     positive: Tensor
     valid: Tensor
+
+
+class RegionHead(Protocol):
+    """What reads regions of maps: its terms in training, its detections of proposals otherwise; a module."""
+
+    @property
+    def loss_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def layers(self) -> Any:
+        """The hidden layers: what is largest of it."""
+        ...
+
+    def loss(self, maps: dict[str, Tensor], regions: TrainingRegions, batch: Batch) -> dict[str, Tensor]: ...
+
+    def predict(self, maps: dict[str, Tensor], proposals: Proposals, batch: Batch) -> list[Detections]: ...
 
 
 class RegionSampler:

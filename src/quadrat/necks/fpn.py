@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quadrat.backbones.base import Features
+from quadrat.backbones.base import Features, Neck
 
 
-class FPN(Features):
+class FPN(Neck):
     """1x1 laterals, nearest top-down sums, 3x3 smoothing: maps c2..c5 -> p2..p5 of ``channels`` each, and p6.
 
     p6 is every second cell of p5; it serves the proposer's largest anchors and regions are not read from it.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from quadrat.backbones.base import Features
+from quadrat.backbones.base import Features, Neck
 
 
-class Select(Features):
+class Select(Neck):
     """Keep the named maps, drop the others."""
 
     def __init__(self, upstream: Features, names: tuple[str, ...]) -> None:
@@ -15,6 +15,7 @@ class Select(Features):
         unknown = [name for name in names if name not in upstream.out_channels]
         if unknown:
             raise ValueError(f"there is no map {unknown}; the backbone offers {list(upstream.out_channels)}")
+        self.reads = tuple(names)
         self.out_channels = {name: upstream.out_channels[name] for name in names}
         self.strides = {name: upstream.strides[name] for name in names}
 

@@ -6,12 +6,13 @@ Regions are (B, R, 4) in pixels of the image; the result is (B * R, D, bins, bin
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torchvision.ops import ps_roi_pool as _ps_roi_pool
 from torchvision.ops import roi_pool as _roi_pool
 
 from quadrat.ops.constants import constant
@@ -110,18 +111,79 @@ def _corners(y: _Grid, x: _Grid, start: Tensor, width: Tensor, bins: int, sample
     return torch.stack(rows, dim=3).reshape(bag), torch.stack(shares, dim=3).reshape(bag)
 
 
-def roi_pool(maps: Sequence[Tensor], strides: Sequence[int], boxes: Tensor, levels: Tensor, *, bins: int) -> Tensor:
-    """Largest value in each of ``bins`` x ``bins`` cells with whole-pixel borders (Fast R-CNN, section 2.1).
+def closest_levels(boxes: Tensor, strides: Sequence[float], *, cells: float) -> Tensor:
+    """Index 0..L-1 of the map on which the area of each box (..., 4) is closest to ``cells`` x ``cells`` (SPPNet, section 4.1)."""
+    area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    return torch.stack([(area / stride**2 - cells**2).abs() for stride in strides]).argmin(0)
 
-    A region is pooled from every map with an empty box on all but its own, which keeps the shapes fixed.
+
+def roi_pool(maps: Sequence[Tensor], strides: Sequence[float], boxes: Tensor, levels: Tensor, *, bins: int) -> Tensor:
+    """Largest value in each of ``bins`` x ``bins`` cells with whole-pixel borders (Fast R-CNN, section 2.1)."""
+
+    def pool(features: Tensor, rows: Tensor, stride: float) -> Tensor:
+        return _roi_pool(features, rows, (bins, bins), 1.0 / stride)
+
+    return _from_own_map(maps, strides, boxes, levels, pool)
+
+
+def pyramid_pool(
+    maps: Sequence[Tensor], strides: Sequence[float], boxes: Tensor, levels: Tensor, *, bins: Sequence[int]
+) -> Tensor:
+    """Largest values in n x n cells for each n of ``bins``: (B * R, D * sum of n * n) (SPPNet, section 4.1).
+
+    A region takes the cells of the map whose centres lie inside it, the nearest one where there is none.
     """
-    count, regions = levels.shape
-    image = torch.arange(count, device=boxes.device, dtype=torch.float32).repeat_interleave(regions)
-    flat, level = boxes.float().reshape(-1, 4), levels.reshape(-1)
+
+    def pool(features: Tensor, rows: Tensor, stride: float) -> Tensor:
+        whole_cells = torch.cat([rows[:, :1], cells_inside(rows[:, 1:], stride)], dim=1)
+        return torch.cat([_roi_pool(features, whole_cells, (n, n), 1.0).flatten(1) for n in bins], dim=1)
+
+    return _from_own_map(maps, strides, boxes, levels, pool)
+
+
+def cells_inside(boxes: Tensor, stride: float) -> Tensor:
+    """First and last cells (..., 4), inclusive, whose centres, ``stride`` times their numbers, lie inside boxes (..., 4).
+
+    Left and top are floor(x / S) + 1, right and bottom ceil(x / S) - 1 (SPPNet, appendix A).
+    """
+    first, last = torch.floor(boxes[..., :2] / stride) + 1, torch.ceil(boxes[..., 2:] / stride) - 1
+    middle = torch.round((boxes[..., :2] + boxes[..., 2:]) / (2 * stride))
+    some = last >= first
+    return torch.cat([torch.where(some, first, middle), torch.where(some, last, middle)], dim=-1)
+
+
+def ps_roi_pool(planes: Tensor, stride: float, boxes: Tensor, *, bins: int) -> Tensor:
+    """Cell (i, j) of each region is the mean of planes of that cell alone (R-FCN, equation 1): (B * R, D, bins, bins).
+
+    ``planes`` (B, D * bins * bins, H, W): channel d * bins * bins + i * bins + j serves cell (i, j) of channel d.
+    """
+    rows = torch.cat([_images(boxes), boxes.float().reshape(-1, 4)], dim=1)
+    return _ps_roi_pool(planes.float(), rows, bins, 1.0 / stride)
+
+
+def _from_own_map(
+    maps: Sequence[Tensor],
+    strides: Sequence[float],
+    boxes: Tensor,
+    levels: Tensor,
+    pool: Callable[[Tensor, Tensor, float], Tensor],
+) -> Tensor:
+    """Every region (B, R, 4) pooled from the map of its level (B, R).
+
+    It is pooled from every map, with an empty box on all but its own, which keeps the shapes fixed.
+    """
+    image, flat, level = _images(boxes), boxes.float().reshape(-1, 4), levels.reshape(-1)
     pooled = []
     for index, (features, stride) in enumerate(zip(maps, strides, strict=True)):
         here = (level == index)[:, None]
-        rows = torch.cat([image[:, None], torch.where(here, flat, 0.0)], dim=1)
-        result = _roi_pool(features.float(), rows, (bins, bins), 1.0 / stride)
-        pooled.append(torch.where(here[:, :, None, None], result, 0.0))
+        result = pool(features.float(), torch.cat([image, torch.where(here, flat, 0.0)], dim=1), stride)
+        pooled.append(torch.where(here.view(-1, *[1] * (result.ndim - 1)), result, 0.0))
     return torch.stack(pooled).sum(0) if len(pooled) > 1 else pooled[0]
+
+
+def _images(boxes: Tensor) -> Tensor:
+    """The number of the image of each region of (B, R, 4): (B * R, 1)."""
+    count, regions = boxes.shape[:2]
+    return torch.arange(count, device=boxes.device, dtype=torch.float32).repeat_interleave(
+        regions, output_size=count * regions
+    )[:, None]

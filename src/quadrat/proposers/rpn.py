@@ -43,7 +43,7 @@ class Limits(NamedTuple):
 
 
 class RPN(nn.Module):
-    """One small head slid over every map, its anchors, their targets, two losses, and the proposals.
+    """One small head slid over every map, or over ``maps``, its anchors, their targets, two losses, and the proposals.
 
     ``box_normaliser`` is the denominator of ``rpn_box``: the anchors sampled (every released code), or the locations of the
     maps (the paper, N_reg; with weight 10 it balances the two terms). ``inside_only`` trains no anchor that crosses the
@@ -57,6 +57,7 @@ class RPN(nn.Module):
         upstream: Features,
         anchors: Callable[[Sequence[int]], list[Tensor]],
         *,
+        maps: Sequence[str] | None = None,
         hidden: int | None = None,
         positive_iou: float = 0.7,
         negative_iou: float = 0.3,
@@ -73,7 +74,7 @@ class RPN(nn.Module):
         super().__init__()
         if box_normaliser not in ("samples", "locations"):
             raise ValueError(f"box_normaliser is samples or locations, got {box_normaliser}")
-        self.names = tuple(upstream.out_channels)
+        self.names = tuple(maps or upstream.out_channels)
         self.strides = [upstream.strides[name] for name in self.names]
         base = anchors(self.strides)
         self.per_cell = len(base[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,15 +19,10 @@ from quadrat.losses.weighting import Moment, Weighting
 from quadrat.models.base import Model
 from quadrat.structures import Batch, Result, Schema
 from quadrat.tasks.backward import Backward
+from quadrat.tasks.schedules import Schedule
 
 _STREAMS = {"train": 0, "val": 1, "test": 1}
 """Which stream of random numbers a stage draws from; a test of the validation split repeats its validation."""
-
-
-class Schedule(Protocol):
-    """The factor of the learning rate at an optimiser step of a run of ``total`` steps."""
-
-    def __call__(self, step: int, total: int) -> float: ...
 
 
 class Step(NamedTuple):

@@ -5,6 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Protocol
+
+
+class Schedule(Protocol):
+    """The factor of the learning rate at an optimiser step of a run of ``total`` steps."""
+
+    def __call__(self, step: int, total: int) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -46,3 +54,21 @@ class Cosine:
     def __call__(self, step: int, total: int) -> float:
         along = min(1.0, step / max(1, total))
         return self.warmup(step, total) * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * along)))
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """A schedule ``each`` for itself in parts of the run that have so large ``shares`` of it."""
+
+    shares: Sequence[float]
+    each: Schedule
+
+    def __post_init__(self) -> None:
+        if not self.shares or min(self.shares) <= 0:
+            raise ValueError(f"schedule.shares are numbers above 0, got {list(self.shares)}")
+
+    def __call__(self, step: int, total: int) -> float:
+        ends = [round(total * end / sum(self.shares)) for end in accumulate(self.shares)]
+        part = min(sum(step >= end for end in ends), len(ends) - 1)
+        start = ends[part - 1] if part else 0
+        return self.each(step - start, ends[part] - start)

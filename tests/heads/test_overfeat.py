@@ -52,16 +52,16 @@ def test_every_offset_of_the_pooling_is_there(pool: int) -> None:
 def test_layers_of_every_offset_are_plain_layers_on_its_pooling() -> None:
     """What the dilated layers see at one offset is what undilated ones see on the pooled map that begins there."""
     torch.manual_seed(0)
-    grid, features = WindowGrid(bins=2, pool=3), torch.randn(1, 3, 13, 11)
+    grid, features = WindowGrid(bins=2, pool=2), torch.randn(1, 3, 9, 7)
     layers = DenseLayers(3, 5, grid, hidden=4, last=6, last_std=1.0).eval()
     found = layers(grid.pooled(features))
-    assert found.shape == (1, 5, 8, 6)  # 13 - 6 + 1 and 11 - 6 + 1
-    for y in range(3):
-        for x in range(3):
-            view = functional.max_pool2d(features[:, :, y:, x:], 3)
+    assert found.shape == (1, 5, 6, 4)  # 9 - 4 + 1 and 7 - 4 + 1
+    for y in range(2):
+        for x in range(2):
+            view = functional.max_pool2d(features[:, :, y:, x:], 2)
             hidden = functional.conv2d(view, layers.first.weight, layers.first.bias).relu()
             plain = layers.scores(layers.second(hidden).relu())
-            torch.testing.assert_close(found[:, :, y::3, x::3], plain)
+            torch.testing.assert_close(found[:, :, y::2, x::2], plain)
 
 
 def test_a_window_at_each_pooling_is_every_third_of_all() -> None:
@@ -83,14 +83,13 @@ def test_a_small_map_has_one_window() -> None:
 
 # --- what is trained on ---
 
-SIZE = (64, 64)
 HALF = [16, 0, 48, 32]  # of an object of 32 x 32 at 0: IoU 1 / 3
 SHIFTED = [8, 0, 40, 32]  # 24 of 40: IoU 0.6
 EXACT, FAR, OUTSIDE = [0, 0, 32, 32], [32, 32, 64, 64], [48, 48, 80, 82]
 
 
 def trained(windows: list, logits: torch.Tensor | None = None, *, random: int = 0, hard: int = 0, **truth) -> list:
-    """(label, judged, boxed) of each window for one picture, without random background."""
+    """(label, judged, boxed) of each window of one picture."""
     boxes = torch.tensor(windows, dtype=torch.float32).reshape(-1, 4)
     scores = torch.zeros(1, len(boxes), 7) if logits is None else logits
     found = WindowSampler(random=random, hard=hard)(boxes, scores, batch_of(truth))

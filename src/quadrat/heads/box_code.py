@@ -82,12 +82,12 @@ def _given(standardise: Any) -> tuple[Tensor, Tensor]:
     if standardise is None or standardise == "measured":
         return torch.zeros(4), torch.ones(4)
     try:
-        mean, std = (torch.tensor([float(number) for number in row]) for row in standardise)
+        mean, std = ([float(number) for number in row] for row in standardise)
     except (TypeError, ValueError):
-        mean = std = torch.zeros(0)
-    if len(mean) != 4 or len(std) != 4 or not bool((std > 0).all()):
+        mean = std = []
+    if len(mean) != 4 or len(std) != 4 or min(std) <= 0:
         raise ValueError(
             f"standardise is null, measured, or [[four means], [four deviations above 0]] as shares of the frame, "
             f"got {standardise}"
         )
-    return mean, std
+    return torch.tensor(mean), torch.tensor(std)

@@ -22,7 +22,7 @@ CONF = conf_dir()
 OPTIONS = [
     str(file.relative_to(CONF).with_suffix(""))
     for file in sorted(CONF.rglob("*/*.yaml"))
-    if file.relative_to(CONF).parts[0] not in ("experiment", "hydra")
+    if file.relative_to(CONF).parts[0] not in ("experiment", "hydra", "bench")
 ]
 
 
@@ -61,6 +61,12 @@ def test_compose_option_resolves(option: str) -> None:
     model = [f"model={OWNERS[group]}"] if group in OWNERS else []
     config = OmegaConf.to_container(compose("train", ["~experiment", *model, f"{group}={name}"]), resolve=True)
     assert isinstance(config, dict)
+
+
+@pytest.mark.parametrize("name", names("bench"))
+def test_compose_bench(name: str) -> None:
+    config = compose("bench", [f"bench={name}", "paths.run=here", "output=there"])
+    assert isinstance(OmegaConf.to_container(config.bench, resolve=True), dict)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])

@@ -99,21 +99,32 @@ def _load(run: Run, config: DictConfig) -> tuple[Model, Schema, Callable[[Any], 
     load_weights(model, checkpoint)
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model, augment = model.eval().to(device), build(settings.data.eval_augment)
-    return model, schema, partial(see, model, augment, device, settings.data.divisor)
+    proposals = build(settings.data.get("proposals"))
+    find = proposals.find if proposals is not None else None
+    return model, schema, partial(see, model, augment, device, settings.data.divisor, find=find)
 
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def see(model: Model, augment: Augment, device: torch.device, divisor: int, image: Any) -> Result:
-    """What a model sees in one uint8 RGB picture (H, W, 3), in its own frame."""
+def see(
+    model: Model,
+    augment: Augment,
+    device: torch.device,
+    divisor: int,
+    image: Any,
+    *,
+    find: Callable[[Any], torch.Tensor] | None = None,
+) -> Result:
+    """What a model sees in one uint8 RGB picture (H, W, 3), in its own frame; ``find`` gives the regions it is to look at."""
     import torch
 
     from quadrat.structures import Batch, Sample, Targets
 
     size = (int(image.shape[0]), int(image.shape[1]))
-    sample = augment(Sample(image, Targets.make([], [], size, "picture")), seed=0)
+    regions = None if find is None else find(image)
+    sample = augment(Sample(image, Targets.make([], [], size, "picture", proposals=regions)), seed=0)
     batch = Batch.collate([sample], divisor=divisor).to(device)
     with torch.inference_mode():
         return model.predict(model.features(batch), batch)[0].cpu().rescaled(size)

@@ -106,6 +106,7 @@ SAME = {
     "place of the data": ["paths.data=elsewhere"],
     "name": ["name=other"],
 }
+PROPOSALS = ["model=fast_rcnn", "experiment=none"]
 OTHER = {
     "loss weight": ["loss.weights.rpn_box=2"],
     "seed": ["seed=1"],
@@ -130,6 +131,19 @@ def test_run_id_other_computation(overrides: list[str]) -> None:
 def test_run_id_other_weight_other_id_each() -> None:
     ids = {run_id(compose("train", [f"loss.weights.rpn_box={weight}"])) for weight in (0, 0.1, 1, 10)}
     assert len(ids) == 4
+
+
+def test_run_id_of_proposals_is_of_what_is_found() -> None:
+    ids = {
+        what: run_id(compose("train", [*PROPOSALS, *more]))
+        for what, more in {
+            "as they are": [],
+            "by more processes": ["data.proposals.workers=3"],
+            "elsewhere": ["paths.proposals=there"],
+            "others": ["data.proposals.finder.mode=quality"],
+        }.items()
+    }
+    assert ids["as they are"] == ids["by more processes"] == ids["elsewhere"] != ids["others"]
 
 
 def test_run_id_moved_data_same_computation() -> None:

@@ -31,6 +31,7 @@ NOT_IDENTITY = ("name", "epochs", "trace", "paths", "logger", "hydra", "launcher
 NOT_IDENTITY_WITHIN = {
     "trainer": ("max_epochs", "max_steps", "max_time", "enable_progress_bar", "log_every_n_steps", "on_nan"),
     "data": ("workers", "eval_batch_size"),
+    "data.proposals": ("workers",),
     "callbacks": ("progress", "pictures", "checkpoints"),
     "task": ("gradients_every",),
     "loss": ("regression",),  # what a weighting takes of it is among the weighting's own settings
@@ -63,7 +64,11 @@ def run_id(config: DictConfig) -> str:
         elsewhere.paths[name] = name
     parts = {str(key): plain(elsewhere[key]) for key in elsewhere if str(key) not in NOT_IDENTITY}
     for part, names in NOT_IDENTITY_WITHIN.items():
-        parts[part] = {key: value for key, value in (parts.get(part) or {}).items() if key not in names}
+        within: Any = parts
+        for key in part.split("."):
+            within = within.get(key) or {}
+        for name in names:
+            within.pop(name, None)
     if parts.get("resume", {}).get("mode") in ("auto", "never"):
         del parts["resume"]  # how often it took to get there is no part of it; what it began from is
     text = json.dumps(_numbers_alike(parts), sort_keys=True)

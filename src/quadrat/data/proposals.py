@@ -282,6 +282,7 @@ def _in_processes(cached: Cached, source: Source, order: Sequence[int], processe
     """The same, as the pictures are done; when this ends early or the process is killed, so are its helpers."""
     spawn = multiprocessing.get_context("spawn")  # a fork would copy the locks of threads that do not go on in it
     ear, lifeline = spawn.Pipe(duplex=False)
+    cached.finder(np.zeros((8, 8, 3), np.uint8))  # what it compiles, it compiles once and keeps for all of them
     pool = ProcessPoolExecutor(processes, spawn, _begin, (ear, cached, source))
     try:
         waiting, running = iter(order), set[Future[Made]]()

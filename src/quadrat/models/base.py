@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +52,22 @@ class Model(nn.Module):
     def shards(self) -> Iterator[nn.Module]:
         """The parts that sharded training gathers and releases one after another; all else is gathered for the whole step."""
         return iter(())
+
+
+@runtime_checkable
+class FitsLate(Protocol):
+    """A model of which parts are fitted once, when the network has been trained: before the last validation of a run."""
+
+    def finish(
+        self, batches: Iterable[Batch], folder: str | Path, *, rank: int, world: int, barrier: Callable[[], Any]
+    ) -> str:
+        """Fit them from this rank's share of the training pictures, as they are; ``folder`` is for what takes room, one for all
+        ranks, who wait for each other at the ``barrier``. What was kept there, in a sentence."""
+        ...
+
+    def unfit(self) -> None:
+        """The network learns again: do without what was fitted."""
+        ...
 
 
 class Normalise(nn.Module):

@@ -16,9 +16,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, Metric
 
 from quadrat.losses.weighting import Moment, Weighting
-from quadrat.models.base import Model
+from quadrat.models.base import FitsLate, Model
 from quadrat.structures import Batch, Result, Schema
 from quadrat.tasks.backward import Backward
+from quadrat.tasks.late import fit_late, limited
 from quadrat.tasks.schedules import Schedule
 
 _STREAMS = {"train": 0, "val": 1, "test": 1}
@@ -200,6 +201,19 @@ class Task(LightningModule):
         self.weighting.end_epoch(named)
         self.epoch_sums = None
 
+    def on_train_epoch_start(self) -> None:
+        if isinstance(self.model, FitsLate):
+            self.model.unfit()
+
+    def on_validation_epoch_start(self) -> None:
+        """After the callbacks' hooks of this name, in which averaged weights take the place of the latest."""
+        if not isinstance(self.model, FitsLate) or self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
+            return
+        if self.global_step >= self.total_steps:
+            fit_late(self.model, self.trainer)
+        else:
+            self.model.unfit()  # averaged weights keep what an earlier end of the run has fitted
+
     def validation_step(self, batch: Batch, batch_idx: int) -> Sequence[Result]:
         return self._evaluate("val", batch, batch_idx)
 
@@ -357,7 +371,5 @@ class Task(LightningModule):
 
     def _steps_per_epoch(self) -> int:
         trainer = self.trainer
-        batches = trainer.datamodule.batches_per_epoch()  # pyright: ignore[reportAttributeAccessIssue]
-        limit = trainer.limit_train_batches
-        batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit or batches)
+        batches = limited(trainer.datamodule.batches_per_epoch(), trainer)  # pyright: ignore[reportAttributeAccessIssue]
         return -(-batches // trainer.accumulate_grad_batches)

@@ -85,8 +85,9 @@ def fits(model: Staged) -> dict[str, torch.Tensor]:
 
 
 def test_contracts_with_fits(tmp_path: Path) -> None:
-    model = staged(map="c5")  # of all stages
+    model = staged()
     model.finish(batches(pictures()), tmp_path)
+    model.svm.threshold = -5.0  # so few examples leave most margins about -1
     assert_model(model, ["region_class"], pictures(2))
 
 

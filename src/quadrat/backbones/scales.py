@@ -11,15 +11,16 @@ from quadrat.backbones.base import Backbone
 
 
 class Scales(Backbone):
-    """The last map of ``trunk`` for each of ``factors`` by which the picture is made larger, finest first: <map>_1, <map>_2 ...
+    """The map ``last`` of ``trunk`` for each of ``factors`` by which the picture is made larger, finest first: <map>_1, <map>_2 ...
 
     Strides are those to the picture as it came. What is frozen is the trunk's own matter.
     """
 
-    def __init__(self, trunk: Backbone, factors: Sequence[float]) -> None:
+    def __init__(self, trunk: Backbone, factors: Sequence[float], last: str | None = None) -> None:
         if not factors or min(factors) <= 0:
             raise ValueError(f"the scales of a picture are factors above 0, got {list(factors)}")
-        last = trunk.region_maps[-1]
+        last = last or trunk.region_maps[-1]
+        trunk.end_with([last])
         names = [f"{last}_{number}" for number in range(1, len(factors) + 1)]
         ordered = sorted(factors, reverse=True)
         super().__init__(
@@ -34,7 +35,7 @@ class Scales(Backbone):
         return {name: self._seen(images, factor) for name, factor in self.factors.items()}
 
     def _seen(self, images: Tensor, factor: float) -> Tensor:
-        """The last map of the picture made so much larger."""
+        """The map of the picture made so much larger."""
         height, width = (max(1, round(length * factor)) for length in images.shape[2:])
         maps = functional.interpolate(images, size=(height, width), mode="bilinear", antialias=factor < 1)
         for stage in self.stages.values():

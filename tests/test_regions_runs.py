@@ -100,7 +100,7 @@ def test_bench_unknown_name_tells_the_known() -> None:
 
 def test_bench_of_proposals_on_drawn_pictures(tmp_path: Path) -> None:
     shapes = ["data.source.count=2", "+data.source.size=[64,64]"]
-    one = ["~bench.finders.selective_search_fast", "~bench.finders.selective_search_single"]
+    one = [f"~bench.finders.selective_search_{mode}" for mode in ("single", "fast", "quality")]
     config = compose("bench", ["bench=proposals", "output=there", "paths.run=there", *shapes, *one])
     report = build(config.bench, out=tmp_path)
     assert report["sliding_windows"]["pictures"] == 2

@@ -54,7 +54,7 @@ def measure(
     """Let each finder look at every picture, in this process with one thread, and write what comes of it to ``out``.
 
     There lie then proposals.txt (the table), proposals.json (what is returned: plain numbers by finder), and the figures
-    recall_by_number.png, recall_by_iou.png and overlap_by_number.png. The seconds are those of the finder's own call: the
+    recall_by_number.png, recall_by_iou.png and overlap_by_number.png. The seconds are a core's, of the finder's own call: the
     picture is decoded before, and the very first call, in which something may be compiled, is made once more.
     """
     if not finders:
@@ -64,14 +64,16 @@ def measure(
     report = {name: one.report(len(source)) for name, one in measured.items()}
     out.mkdir(parents=True, exist_ok=True)
     (out / "proposals.json").write_text(json.dumps(report, indent=2) + "\n")
-    (out / "proposals.txt").write_text(table(report, numbers, published) + "\n")
+    text = table(report, numbers, published)
+    print(f"\n{text}")
+    (out / "proposals.txt").write_text(text + "\n")
     for name, figure in _figures({name: one.curves for name, one in measured.items()}, published).items():
         Image.fromarray(figure).save(out / f"{name}.png")
     return report
 
 
 class Measured(NamedTuple):
-    """One finder on all pictures: wall seconds (N,) of each, the named scores, and their curves."""
+    """One finder on all pictures: seconds (N,) of one core for each, the named scores, and their curves."""
 
     seconds: np.ndarray
     scores: dict[str, float]
@@ -96,9 +98,9 @@ def _measured(source: Source, finders: Mapping[str, Finder], numbers: Sequence[i
         for name, finder in finders.items():
             if index == 0:
                 finder(image)
-            begun = time.perf_counter()
+            begun = time.process_time()
             boxes = finder(image)
-            seconds[name].append(time.perf_counter() - begun)
+            seconds[name].append(time.process_time() - begun)
             scores[name].update([torch.from_numpy(boxes)], [targets])
         signals.leave_if_asked()
     results = {name: score.compute() for name, score in scores.items()}

@@ -44,7 +44,6 @@ def pixels_learned(logs: Path, model: str, size: int, epochs: int, *overrides: s
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_segnet_basic_learns_four_small_pictures_by_heart(tmp_path: Path) -> None:
     assert pixels_learned(tmp_path, "segnet_basic", 64, 220) > 0.95
 

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from quadrat.configs import build, launch, retuned, tiled
-from quadrat.runs import Run, load_weights, read_checkpoint, without_weights
-
-if TYPE_CHECKING:
-    import torch
-
-    from quadrat.data.augment import Augment
-    from quadrat.models.base import Model
-    from quadrat.structures import Result, Schema
+from quadrat.configs import launch, retuned, tiled
+from quadrat.loading import load, see
+from quadrat.runs import Run
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -39,7 +32,7 @@ def predict(config: DictConfig) -> Path:
     run = Run.open(config.run)
     source = Path(str(config.source)).expanduser()
     files = pictures(source)
-    model, schema, see = _load(run, config)
+    model, schema, prepared = load(run, config.checkpoint, config.device, _changes(config))
     output = Path(config.output or run.folder / "predictions")
     if output.resolve() in (source.resolve(), source.resolve().parent):
         raise ValueError(
@@ -50,7 +43,7 @@ def predict(config: DictConfig) -> Path:
     # the bar appears only where one has to wait
     for file in tqdm(files, desc="predicting", unit="picture", delay=2):
         image = read_image(file)
-        found = see(image)
+        found = see(model, prepared(image))
         name = _name(file, source)
         drawing = output / drawings[file]
         drawing.parent.mkdir(parents=True, exist_ok=True)
@@ -85,49 +78,9 @@ def _drawings(files: list[Path], source: Path) -> dict[Path, Path]:
     }
 
 
-def _load(run: Run, config: DictConfig) -> tuple[Model, Schema, Callable[[Any], Result]]:
-    """The model with its weights, its classes as the checkpoint names them, and what it sees in a picture (H, W, 3)."""
-    import torch
-
-    from quadrat.structures import Schema
-
-    settings, checkpoint = run.config(), run.checkpoint(config.checkpoint)
-    stored = read_checkpoint(checkpoint)["schema"]
-    schema = Schema(**{name: _tuples(value) for name, value in stored.items()})
-    plain = retuned(without_weights(OmegaConf.to_container(settings.model)), OmegaConf.to_container(config.model))
-    model = build(tiled(plain, config.tiles, config.overlap), schema=schema)
-    load_weights(model, checkpoint)
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model, augment = model.eval().to(device), build(settings.data.eval_augment)
-    proposals = build(settings.data.get("proposals"))
-    find = proposals.find if proposals is not None else None
-    return model, schema, partial(see, model, augment, device, settings.data.divisor, find=find)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-def see(
-    model: Model,
-    augment: Augment,
-    device: torch.device,
-    divisor: int,
-    image: Any,
-    *,
-    find: Callable[[Any], torch.Tensor] | None = None,
-) -> Result:
-    """What a model sees in one uint8 RGB picture (H, W, 3), in its own frame; ``find`` gives the regions it is to look at."""
-    import torch
-
-    from quadrat.structures import Batch, Sample, Targets
-
-    size = (int(image.shape[0]), int(image.shape[1]))
-    regions = None if find is None else find(image)
-    sample = augment(Sample(image, Targets.make([], [], size, "picture", proposals=regions)), seed=0)
-    batch = Batch.collate([sample], divisor=divisor).to(device)
-    with torch.inference_mode():
-        return model.predict(model.features(batch), batch)[0].cpu().rescaled(size)
+def _changes(config: DictConfig) -> Callable[[Any], Any]:
+    """What this command asks of the model beside the run's own settings."""
+    return lambda model: tiled(retuned(model, OmegaConf.to_container(config.model)), config.tiles, config.overlap)
 
 
 def _image_id(name: Path) -> int | str:

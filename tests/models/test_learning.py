@@ -98,3 +98,80 @@ def test_deeppose_learns_eight_persons_by_heart(tmp_path: Path) -> None:
     assert last(run)["val/pcp"] >= 0.95
     first = evaluate(compose("evaluate", [f"run={run.folder}", "progress.refresh_rate=0", "+model.use=1"]))
     assert first["pcp"] >= 0.95
+
+
+FINE = ("model.neck.names=[c3]", "model.proposer.anchors.scales=[2,4,8]")
+FEW = ("model.proposer.train_limits=[500,128]", "model.proposer.test_limits=[300,100]")
+FOUND = ("data.proposals.finder.width=null", "data.proposals.finder.min_side=8")
+REGIONS = {
+    "sliding_window": (60, ("model.pool.size=32",)),
+    "rcnn": (
+        40,
+        (*FOUND, "model.pool.size=32", "model.pool.bins=2", "model.pool.context=2", "model.layers.hidden=128"),
+    ),
+    "sppnet": (60, (*FOUND, "model.neck.names=[c3]", "model.layers.hidden=128")),
+    "fast_rcnn": (60, (*FOUND, "model.neck.names=[c3]", "model.layers.hidden=256")),
+    "faster_rcnn_vgg": (
+        60,
+        (
+            *FINE,
+            *FEW,
+            "model/layers=two_layer",
+            "model.layers.hidden=256",
+            "model.proposer.hidden=64",
+            "model.proposer.min_size=4",
+            "model.proposer.inside_only=false",
+        ),
+    ),
+    "faster_rcnn_c4": (
+        60,
+        (*FEW, "model.proposer.anchors.scales=[1,2,4]", "model.sampler.count=64", "model.pool.bins=8"),
+    ),
+    "rfcn": (
+        120,
+        (
+            *FINE,
+            *FEW,
+            "model.proposer.maps=[c3]",
+            "model.box.hidden=128",
+            "model.sampler.count=128",
+            "model.box.mining.count=64",
+        ),
+    ),
+}
+"""Epochs and settings with which each detector of regions has learned eight pictures."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [pytest.param(m, marks=pytest.mark.ci if m == "fast_rcnn" else ()) for m in REGIONS])
+def test_regions_learn_eight_pictures_by_heart(tmp_path: Path, model: str) -> None:
+    epochs, settings = REGIONS[model]
+    config = compose(
+        "train",
+        [
+            *("experiment=none", f"model={model}", "model/backbone=tiny", "trainer=overfit", "monitor=val/ap50"),
+            *("+data.source.size=[128,128]", "data.batch_size=2", "optimizer.lr=2e-3", "schedule.warmup.steps=20"),
+            *("trainer.gradient_clip_val=10", "trainer.enable_progress_bar=false", "callbacks.pictures=null"),
+            *(
+                "callbacks.checkpoints=null",
+                f"trainer.max_epochs={epochs}",
+                f"trainer.check_val_every_n_epoch={epochs}",
+            ),
+            *(f"paths.logs={tmp_path}", *settings),
+        ],
+    )
+    train(config)
+    assert last(Run(config.paths.run))["val/ap50"] >= 0.9
+
+
+@pytest.mark.slow
+def test_four_steps_learn_eight_pictures_by_heart(tmp_path: Path) -> None:
+    """The default detector, whose proposer and head learn in turns."""
+    overrides = [
+        *("trainer=overfit", "callbacks=four_steps", "callbacks.checkpoints=null", "callbacks.pictures=null"),
+        *("data.batch_size=2", "trainer.enable_progress_bar=false", f"paths.logs={tmp_path}"),
+        *("trainer.max_epochs=120", "trainer.check_val_every_n_epoch=120"),
+    ]
+    config = compose("train", overrides)
+    train(config)
+    assert last(Run(config.paths.run))["val/ap50"] >= 0.9

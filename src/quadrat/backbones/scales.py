@@ -11,7 +11,7 @@ from quadrat.backbones.base import Backbone
 
 
 class Scales(Backbone):
-    """The map ``last`` of ``trunk`` for each of ``factors`` by which the picture is made larger, finest first: <map>_1, <map>_2 ...
+    """The map ``last`` of ``trunk`` for each of ``factors`` by which the picture is made larger, finest first: <last>_1 ...
 
     Strides are those to the picture as it came. What is frozen is the trunk's own matter.
     """

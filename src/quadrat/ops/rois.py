@@ -112,7 +112,7 @@ def _corners(y: _Grid, x: _Grid, start: Tensor, width: Tensor, bins: int, sample
 
 
 def closest_levels(boxes: Tensor, strides: Sequence[float], *, cells: float) -> Tensor:
-    """Index 0..L-1 of the map on which the area of each box (..., 4) is closest to ``cells`` x ``cells`` (SPPNet, section 4.1)."""
+    """Index 0..L-1 of the map on which each box (..., 4) has an area closest to ``cells`` x ``cells`` (SPPNet, section 4.1)."""
     area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
     return torch.stack([(area / stride**2 - cells**2).abs() for stride in strides]).argmin(0)
 

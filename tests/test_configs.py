@@ -30,6 +30,7 @@ OWNERS = {
     **dict.fromkeys(("model/neck/upsample", "model/criteria"), "segnet_basic"),
     **dict.fromkeys(("model/vector", "model/box_loss"), "localizer"),
     **dict.fromkeys(("model/joint_loss", "model/frame"), "deeppose"),
+    **dict.fromkeys(("model/svm", "model/ridge"), "rcnn"),
 }
 """A model that has the groups which the default one has not."""
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from quadrat.bench import chosen
-from quadrat.configs import build, compose
+from quadrat.configs import build, build_task, compose
 from quadrat.data.shapes import Shapes
 from quadrat.evaluate import evaluate
 from quadrat.jobs import train
@@ -66,7 +66,7 @@ def test_prediction_finds_the_regions_of_a_new_picture(fast: Run, tmp_path: Path
 
 def test_late_fits_are_part_of_the_run(tmp_path: Path) -> None:
     """The checkpoint of the only validation holds SVMs, and evaluation scores as the run did."""
-    run = trained(tmp_path, "model=sppnet", "model.neck.names=[c3]")
+    run = trained(tmp_path, "model=sppnet", "model.neck.names=[c3]", "trainer.check_val_every_n_epoch=2")
     assert list((run.folder / "features").rglob("*.npz"))
     state = torch.load(run.last, weights_only=True)["state_dict"]
     assert state["model.fitted"]
@@ -75,6 +75,22 @@ def test_late_fits_are_part_of_the_run(tmp_path: Path) -> None:
     last = json.loads(run.metrics_file.read_text())["last"]
     again = evaluate(compose("evaluate", [f"run={run.folder}", "progress.refresh_rate=0"]))
     assert again["ap50"] == pytest.approx(last["val/ap50"], abs=1e-6)
+    assert last["val/ap50"] > 0
+    softmax = evaluate(compose("evaluate", [f"run={run.folder}", "progress.refresh_rate=0", "+model.svm=null"]))
+    assert softmax["ap50"] != again["ap50"]
+
+
+def test_a_run_without_regions_stops_before_it_begins() -> None:
+    config = compose("train", ["experiment=none", "model=fast_rcnn", "model/backbone=tiny", "data.limit=2"])
+    config.data.proposals = None
+    with pytest.raises(ValueError, match="add data/proposals=selective_search"):
+        build_task(config, build(config.data))
+
+
+def test_settings_of_a_finder_without_one_name_the_remedy() -> None:
+    config = compose("train", ["experiment=shapes_fast", "model=faster_rcnn_fpn"])
+    with pytest.raises(ValueError, match="experiment=none, or choose one with data/proposals"):
+        build(config.data)
 
 
 # quadrat-bench

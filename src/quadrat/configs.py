@@ -123,7 +123,12 @@ def _for_users(error: BaseException) -> BaseException:
 
 def build_task(config: DictConfig, data: DataModule) -> Task:
     """Model, weighting, metric, optimiser and schedule of a config, for the classes of its data."""
-    return assemble_task(config, build(config.model, schema=data.schema), data.schema)
+    model = build(config.model, schema=data.schema)
+    if model.reads_proposals and data.proposals is None:
+        from quadrat.proposers.precomputed import LACKING
+
+        raise ValueError(LACKING)
+    return assemble_task(config, model, data.schema)
 
 
 def assemble_task(config: DictConfig, model: Model, schema: Schema) -> Task:

@@ -288,13 +288,15 @@ def without_weights(config: Any) -> Any:
 def load_weights(model: torch.nn.Module, path: Path, *, may_lack: tuple[str, ...] = ()) -> None:
     """Fill a task's model from a checkpoint of ours; ValueError names the keys when it is of another model.
 
-    Parameters whose names begin with one of ``may_lack`` stay as they are where the checkpoint has none.
+    Parameters whose names begin with one of ``may_lack`` stay as they are where the checkpoint has none. What the checkpoint has
+    been fitted late, and the model does without, is passed over.
     """
     state = read_checkpoint(path)["state_dict"]
     state = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
-    wanted = model.state_dict()
+    wanted, late = model.state_dict(), getattr(model, "fitted_late", ())
     state = {key: wanted[key] for key in wanted if key.startswith(may_lack)} | state
     unlike = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
+    state = {key: value for key, value in state.items() if key in wanted or not key.startswith(late)}
     unknown = [key for key in state if key not in wanted]
     if unlike or unknown:
         raise ValueError(

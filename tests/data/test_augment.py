@@ -555,9 +555,24 @@ def test_proposals_go_where_boxes_go(name: str, scenes: list[Sample]):
         changed = apply(both, *LISTS[name], seed=seed)
         assert np.array_equal(image, changed.image)
         assert changed.targets.proposals is not None
-        torch.testing.assert_close(changed.targets.proposals, changed.targets.boxes)
+        # a stretched point is up to half a pixel off in albumentations, and of a bent box the corners alone are followed
+        off = 6.0 if name == "elastic" else 0.5
+        torch.testing.assert_close(changed.targets.proposals, changed.targets.boxes, atol=off, rtol=0)
         torch.testing.assert_close(changed.targets.boxes, plain.boxes)
         assert torch.equal(changed.targets.labels, plain.labels)
+
+
+def test_proposals_do_not_change_what_is_cropped(scenes: list[Sample]):
+    """A crop that keeps every object whole has no regard for regions."""
+    crop = A.BBoxSafeRandomCrop(p=1)
+    for seed, scene in enumerate(scenes):
+        height, width = scene.targets.size
+        every = torch.tensor([[0.0, 0, width, height], [0, 0, 9, 9], [width - 9, height - 9, width, height]])
+        with_some = Sample(scene.image, dataclasses.replace(scene.targets, proposals=every))
+        plain, changed = apply(scene, crop, seed=seed), apply(with_some, crop, seed=seed)
+        assert np.array_equal(plain.image, changed.image)
+        cut = torch.tensor([0.0, 0, changed.targets.size[1], changed.targets.size[0]])
+        torch.testing.assert_close(changed.targets.proposals[0], cut)
 
 
 def test_proposals_of_a_picture_without_objects():

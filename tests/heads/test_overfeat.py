@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from contracts import batch_of
-from quadrat.heads.overfeat import DenseLayers, WindowGrid, WindowSampler, middle_inside, share_inside
+from quadrat.heads.overfeat import DenseLayers, DenseWindows, WindowSampler, middle_inside, share_inside
 
 CPU = torch.device("cpu")
 
@@ -14,26 +14,26 @@ CPU = torch.device("cpu")
 
 
 def test_windows_by_hand() -> None:
-    grid = WindowGrid(bins=2, pool=1)
+    grid = DenseWindows(bins=2, pool=1)
     expected = [[0, 0, 16, 16], [8, 0, 24, 16], [0, 8, 16, 24], [8, 8, 24, 24]]
     assert grid.windows(3, 3, 8, CPU).tolist() == expected
-    assert WindowGrid(bins=1, pool=2, every=2).windows(3, 4, 8, CPU).tolist() == [[0, 0, 16, 16], [16, 0, 32, 16]]
-    assert WindowGrid(bins=5, pool=3).windows(15, 16, 12, CPU).tolist() == [[0, 0, 180, 180], [12, 0, 192, 180]]
+    assert DenseWindows(bins=1, pool=2, every=2).windows(3, 4, 8, CPU).tolist() == [[0, 0, 16, 16], [16, 0, 32, 16]]
+    assert DenseWindows(bins=5, pool=3).windows(15, 16, 12, CPU).tolist() == [[0, 0, 180, 180], [12, 0, 192, 180]]
 
 
 def test_a_side_of_its_own_has_the_same_middle() -> None:
-    assert WindowGrid(bins=2, pool=1, side=24).windows(2, 3, 8, CPU).tolist() == [[-4, -4, 20, 20], [4, -4, 28, 20]]
+    assert DenseWindows(bins=2, pool=1, side=24).windows(2, 3, 8, CPU).tolist() == [[-4, -4, 20, 20], [4, -4, 28, 20]]
 
 
 def test_a_small_map_is_in_the_middle_of_its_window() -> None:
-    assert WindowGrid(bins=2, pool=2).windows(2, 3, 8, CPU).tolist() == [[0, -8, 32, 24]]
-    assert WindowGrid(bins=2, pool=2).windows(1, 5, 8, CPU).tolist() == [[0, -8, 32, 24], [8, -8, 40, 24]]
+    assert DenseWindows(bins=2, pool=2).windows(2, 3, 8, CPU).tolist() == [[0, -8, 32, 24]]
+    assert DenseWindows(bins=2, pool=2).windows(1, 5, 8, CPU).tolist() == [[0, -8, 32, 24], [8, -8, 40, 24]]
 
 
 @pytest.mark.parametrize("wrong", [{"bins": 0}, {"pool": 0}, {"every": 0}, {"side": 0}])
 def test_grid_refuses(wrong: dict) -> None:
     with pytest.raises(ValueError, match=r"model\.grid"):
-        WindowGrid(**wrong)
+        DenseWindows(**wrong)
 
 
 # --- offsets ---
@@ -42,7 +42,7 @@ def test_grid_refuses(wrong: dict) -> None:
 @pytest.mark.parametrize("pool", [1, 2, 3])
 def test_every_offset_of_the_pooling_is_there(pool: int) -> None:
     features = torch.randn(2, 3, 10, 11)
-    pooled = WindowGrid(bins=2, pool=pool).pooled(features)
+    pooled = DenseWindows(bins=2, pool=pool).pooled(features)
     for y in range(pool):
         for x in range(pool):
             by_hand = functional.max_pool2d(features[:, :, y:, x:], pool, stride=pool)
@@ -52,7 +52,7 @@ def test_every_offset_of_the_pooling_is_there(pool: int) -> None:
 def test_layers_of_every_offset_are_plain_layers_on_its_pooling() -> None:
     """What the dilated layers see at one offset is what undilated ones see on the pooled map that begins there."""
     torch.manual_seed(0)
-    grid, features = WindowGrid(bins=2, pool=2), torch.randn(1, 3, 9, 7)
+    grid, features = DenseWindows(bins=2, pool=2), torch.randn(1, 3, 9, 7)
     layers = DenseLayers(3, 5, grid, hidden=4, last=6, last_std=1.0).eval()
     found = layers(grid.pooled(features))
     assert found.shape == (1, 5, 6, 4)  # 9 - 4 + 1 and 7 - 4 + 1
@@ -66,15 +66,15 @@ def test_layers_of_every_offset_are_plain_layers_on_its_pooling() -> None:
 
 def test_a_window_at_each_pooling_is_every_third_of_all() -> None:
     torch.manual_seed(0)
-    features, all_of_them = torch.randn(1, 3, 13, 11), WindowGrid(bins=2, pool=3)
-    few = WindowGrid(bins=2, pool=3, every=3)
+    features, all_of_them = torch.randn(1, 3, 13, 11), DenseWindows(bins=2, pool=3)
+    few = DenseWindows(bins=2, pool=3, every=3)
     dense, sparse = (DenseLayers(3, 5, grid, hidden=4, last=6).eval() for grid in (all_of_them, few))
     sparse.load_state_dict(dense.state_dict())
     torch.testing.assert_close(sparse(few.pooled(features)), dense(all_of_them.pooled(features))[:, :, ::3, ::3])
 
 
 def test_a_small_map_has_one_window() -> None:
-    grid = WindowGrid(bins=2, pool=2)
+    grid = DenseWindows(bins=2, pool=2)
     layers = DenseLayers(3, 5, grid, hidden=4, last=4)
     assert layers(grid.pooled(torch.randn(1, 3, 2, 3))).shape == (1, 5, 1, 1)
     pooled = grid.pooled(-torch.ones(1, 1, 1, 2))

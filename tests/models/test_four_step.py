@@ -11,6 +11,7 @@ import torch
 from contracts import SCHEMA, assert_detections, awkward, batch_of, drawn, losses_of
 from quadrat.callbacks.four_steps import FourSteps
 from quadrat.configs import build, compose
+from quadrat.losses.weighting import WeightedSum
 from quadrat.models.four_step import FourStep
 from quadrat.structures import Batch
 from quadrat.tasks.schedules import InTurn, Steps
@@ -101,52 +102,50 @@ def test_own_freezing_comes_back_in_step_two() -> None:
 # The callback
 
 
-@pytest.mark.parametrize(
-    ("epochs", "numbers"), [(6, [1, 1, 2, 3, 3, 4]), (4, [1, 2, 3, 4]), (12, [1] * 4 + [2] * 2 + [3] * 4 + [4] * 2)]
-)
-def test_epochs_belong_to_steps(epochs: int, numbers: list[int]) -> None:
-    steps = FourSteps()
-    assert [steps.number(epoch, epochs) for epoch in range(epochs)] == numbers
+def task(four: Any = None, **more: Any) -> Any:
+    turns = {"schedule": InTurn([2, 1, 2, 1], Steps()), "weighting": WeightedSum({"rpn_box": 1.0}), "total_steps": 12}
+    return SimpleNamespace(**{"model": four or model(), "device_mesh": None, **turns, **more})
 
 
 def test_callback_goes_on_to_the_next_step_and_comes_back_by_its_state(capsys: pytest.CaptureFixture[str]) -> None:
-    steps, four = FourSteps(), model()
-    task = cast(Any, SimpleNamespace(model=four, device_mesh=None))
+    steps, own = FourSteps(), task()
 
-    def trainer(epoch: int) -> Any:
-        more = {"global_step": 7, "loggers": [], "is_global_zero": True, "strategy": None}
-        return SimpleNamespace(current_epoch=epoch, max_epochs=6, **more)
+    def trainer(step: int) -> Any:
+        more = {"loggers": [], "is_global_zero": True, "strategy": None}
+        return SimpleNamespace(current_epoch=0, global_step=step, **more)
 
-    steps.setup(trainer(0), task, "fit")
-    for epoch in range(3):
-        steps.on_train_epoch_start(trainer(epoch), task)
-    assert four.number == 2
-    assert capsys.readouterr().out == "step 2 of 4 from epoch 2 on\n"
-    other = FourSteps()
-    fresh = cast(Any, SimpleNamespace(model=model(), device_mesh=None))
+    steps.setup(trainer(0), own, "fit")
+    numbers = []
+    for step in range(12):
+        steps.on_train_batch_start(trainer(step), own, None, step)
+        numbers.append(own.model.number)
+    assert numbers == [1] * 4 + [2] * 2 + [3] * 4 + [4] * 2
+    assert capsys.readouterr().out.splitlines()[0] == "step 2 of 4 from optimiser step 4 on"
+    other, fresh = FourSteps(), task()
     other.setup(trainer(0), fresh, "fit")
     other.load_state_dict(steps.state_dict())
-    assert fresh.model.number == 2
+    assert fresh.model.number == 4
 
 
 @pytest.mark.parametrize(
-    ("epochs", "more", "message"),
+    ("more", "message"),
     [
-        (3, {}, "four epochs or more, got epochs=3"),
-        (6, {"device_mesh": 1}, "trainer=ddp"),
-        (6, {"model": torch.nn.Identity()}, "not Identity: choose a model"),
+        ({"schedule": Steps()}, "schedule=four_steps"),
+        ({"weighting": torch.nn.Identity()}, "loss/weighting=static"),
+        ({"device_mesh": 1}, "trainer=ddp"),
+        ({"four": torch.nn.Identity()}, "not Identity: choose a model"),
     ],
 )
-def test_callback_refuses(epochs: int, more: dict[str, Any], message: str) -> None:
-    task = cast(Any, SimpleNamespace(**{"model": model(), "device_mesh": None, **more}))
+def test_callback_refuses(more: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        FourSteps().setup(cast(Any, SimpleNamespace(max_epochs=epochs)), task, "fit")
+        FourSteps().setup(cast(Any, None), task(**more), "fit")
 
 
-@pytest.mark.parametrize("shares", [[1, 1, 1], [1, 0, 1, 1]])
-def test_shares_are_four_above_zero(shares: list[float]) -> None:
-    with pytest.raises(ValueError, match="four numbers above 0"):
-        FourSteps(shares)
+@pytest.mark.parametrize("other", ["faster_rcnn_c4", "rfcn", "fast_rcnn"])
+def test_models_joined_in_another_way_are_refused(other: str) -> None:
+    config = compose("train", ["~experiment", f"model={other}", "model/backbone=tiny", "callbacks=four_steps"])
+    with pytest.raises(ValueError, match="model=faster_rcnn_vgg or faster_rcnn_fpn"):
+        build(config.model, schema=SCHEMA)
 
 
 # The rate

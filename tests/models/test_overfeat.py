@@ -26,7 +26,7 @@ from quadrat.backbones.base import Backbone
 from quadrat.backbones.tiny import Tiny
 from quadrat.configs import build, compose
 from quadrat.heads.box_code import BoxCode
-from quadrat.heads.overfeat import DenseLayers, WindowGrid, WindowSampler
+from quadrat.heads.overfeat import DenseLayers, DenseWindows, WindowSampler
 from quadrat.jobs import train
 from quadrat.losses.boxes import CodeLoss
 from quadrat.losses.regression import l2
@@ -58,7 +58,7 @@ def overfeat(backbone: Backbone | None = None, **settings) -> OverFeat:
     torch.manual_seed(0)
     layers = partial(DenseLayers, hidden=8, last=6, dropout=0.0, last_std=0.3)
     parts = {
-        "grid": WindowGrid(bins=2, pool=2),
+        "grid": DenseWindows(bins=2, pool=2),
         "code": BoxCode("edges"),
         "sampler": WindowSampler(random=8, hard=8),
         "scales": [1.0],
@@ -160,7 +160,7 @@ def test_what_a_window_shows_lies_where_its_box_is(scale: float) -> None:
     """A bright square in the dark: the window with the largest sum of its pixels is the one around it."""
     brightness = nn.Conv2d(3, 1, 1)
     backbone = Backbone({"c1": nn.Sequential(brightness, nn.AvgPool2d(2))}, {"c1": 1}, {"c1": 2})
-    model = overfeat(backbone, scales=[scale], grid=WindowGrid(bins=2, pool=1)).eval()
+    model = overfeat(backbone, scales=[scale], grid=DenseWindows(bins=2, pool=1)).eval()
     for layer in (brightness, model.classifier.first, model.classifier.second, model.classifier.scores):
         nn.init.ones_(layer.weight)
     model.classifier.first.load_state_dict(
@@ -299,7 +299,7 @@ def test_stages_behind_the_map_are_left_out() -> None:
         SCHEMA,
         Tiny(4),
         "c3",
-        WindowGrid(bins=2, pool=1),
+        DenseWindows(bins=2, pool=1),
         partial(DenseLayers, hidden=4, last=4),
         partial(DenseLayers, hidden=4, last=4),
         BoxCode("edges"),

@@ -197,11 +197,12 @@ def test_assign_levels_equals_torchvision():
 @pytest.mark.parametrize(
     ("box", "cells"),
     [
-        ([0, 0, 64, 64], [1, 1, 3, 3]),  # the centres of cells 0 and 4 lie on the border, not inside
-        ([1, 1, 63, 63], [1, 1, 3, 3]),
-        ([-1, 15, 65, 33], [0, 1, 4, 2]),
+        ([0, 0, 64, 64], [0, 0, 3, 3]),  # all of a picture: all of its cells
+        ([1, 1, 63, 63], [1, 1, 3, 3]),  # pixel 0 is outside
+        ([0.5, 0.5, 64.5, 64.5], [1, 1, 3, 3]),  # the centres of cells 0 and 4 lie on the border, not inside
+        ([0, 16, 65, 33], [0, 1, 4, 2]),
         ([17, 17, 30, 30], [1, 1, 1, 1]),  # no centre inside: the nearest cell
-        ([10, 0, 20, 100], [1, 1, 1, 6]),
+        ([154, 154, 160, 160], [10, 10, 10, 10]),  # one that a map of ten cells has not: its last is taken
     ],
 )
 def test_cells_inside_as_in_the_appendix(box: list[float], cells: list[float]):
@@ -211,15 +212,14 @@ def test_cells_inside_as_in_the_appendix(box: list[float], cells: list[float]):
 def test_pyramid_pool_by_hand():
     """A map of 4 x 4 cells numbered row by row, a region of the inner 2 x 2 and one of all but the first row and column."""
     plane = torch.arange(16.0).reshape(1, 1, 4, 4)
-    boxes = torch.tensor([[[1.0, 1, 48 - 1, 48 - 1], [1, 1, 64, 64]]])
-    found = pyramid_pool([plane], [16], boxes, torch.zeros(1, 2, dtype=torch.long), bins=(2, 1))
-    assert found.tolist() == [[5, 6, 9, 10, 10], [10, 11, 14, 15, 15]]
+    boxes = torch.tensor([[[1.0, 1, 48 - 1, 48 - 1], [1, 1, 64, 64], [58, 58, 64, 64]]])
+    found = pyramid_pool([plane], [16], boxes, torch.zeros(1, 3, dtype=torch.long), bins=(2, 1))
+    assert found.tolist() == [[5, 6, 9, 10, 10], [10, 11, 14, 15, 15], [15] * 5]
 
 
 def test_pyramid_pool_equals_adaptive_pooling_of_the_whole_map():
-    """A region as large as the picture, on a map whose first and last cells count too."""
     plane = torch.rand(2, 3, 13, 11)
-    boxes = torch.tensor([[[-1.0, -1, 11 * 16, 13 * 16]]] * 2)
+    boxes = torch.tensor([[[0.0, 0, 11 * 16, 13 * 16]]] * 2)
     found = pyramid_pool([plane], [16], boxes, torch.zeros(2, 1, dtype=torch.long), bins=(6, 3, 2, 1))
     wanted = [torch.nn.functional.adaptive_max_pool2d(plane, n).flatten(1) for n in (6, 3, 2, 1)]
     torch.testing.assert_close(found, torch.cat(wanted, dim=1))

@@ -44,6 +44,7 @@ def events(folder: Path, **options: Any) -> list[str]:
     task = build_task(config, data)
     assert not isinstance(task.model, FitsLate)
     task.model.finish, task.model.unfit = finish, lambda: told.append("unfit")  # pyright: ignore
+    task.model.fitted = torch.tensor(False)  # pyright: ignore
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(accelerator="cpu", default_root_dir=folder, enable_model_summary=False, **quiet, **options)
     trainer.fit(task, data)
@@ -63,6 +64,8 @@ def test_fits_come_once_before_the_last_validation(tmp_path: Path, capsys: pytes
         ({"max_steps": 3, "max_epochs": -1, "val_check_interval": 1}, 8),
         ({"max_epochs": 1, "accumulate_grad_batches": 3, "val_check_interval": 2}, 8),
         ({"max_epochs": 1, "limit_train_batches": 1}, 4),
+        ({"max_epochs": 3, "check_val_every_n_epoch": 2}, 8),
+        ({"max_epochs": 2, "check_val_every_n_epoch": 1000}, 8),
     ],
 )
 def test_the_last_validation_is_known_however_a_run_ends(
@@ -81,3 +84,8 @@ def test_a_signal_stops_between_two_batches(tmp_path: Path, monkeypatch: pytest.
 
 def _stopped() -> None:
     raise signals.Stopped(15)
+
+
+def test_a_run_without_validation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="limit_val_batches=0 leaves none"):
+        events(tmp_path, max_epochs=1, limit_val_batches=0)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from quadrat import signals
+from quadrat.benches.threads import one_thread
 from quadrat.data.module import First
 from quadrat.data.source import Source
 from quadrat.metrics.proposals import ALL, Curves, ProposalScores
@@ -59,7 +58,7 @@ def measure(
     """
     if not finders:
         raise ValueError("no finder to measure; name one, such as SelectiveSearch(mode='fast')")
-    with _one_thread():
+    with one_thread():
         measured = _measured(source, finders, numbers)
     report = {name: one.report(len(source)) for name, one in measured.items()}
     out.mkdir(parents=True, exist_ok=True)
@@ -105,19 +104,6 @@ def _measured(source: Source, finders: Mapping[str, Finder], numbers: Sequence[i
         signals.leave_if_asked()
     results = {name: score.compute() for name, score in scores.items()}
     return {name: Measured(np.array(seconds[name]), results[name], scores[name].curves()) for name in finders}
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """For OpenCV and torch; others take what OMP_NUM_THREADS said when they were loaded."""
-    before = cv2.getNumThreads(), torch.get_num_threads()
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before[0])
-        torch.set_num_threads(before[1])
 
 
 def table(report: Mapping[str, Mapping[str, Any]], numbers: Sequence[int], published: Sequence[Published] = ()) -> str:

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from quadrat import signals
 from quadrat.callbacks.agreement import Vote
 from quadrat.callbacks.csv_log import CsvLog
+from quadrat.models.base import FitsLate
 
 _SAVE = 1
 """The wish to save and go on; a larger number, to stop: the number of the signal that asks for it, and this."""
@@ -150,7 +151,8 @@ def _validation_to_come(fit_loop: dict[str, Any]) -> None:
 class BestCheckpoint(Checkpoint):
     """Keep the checkpoint of the best value of ``monitor`` (the larger, the better).
 
-    The numbers of that validation are remembered in ``at_best``, those of the latest in ``values``.
+    Of a model that is fitted late, only what is fitted can be the best. The numbers of that validation are remembered in
+    ``at_best``, those of the latest in ``values``.
     """
 
     def __init__(self, path: str | Path, monitor: str) -> None:
@@ -166,6 +168,9 @@ class BestCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         value = self.values.get(self.monitor)
+        model = pl_module.model
+        if isinstance(model, FitsLate) and not model.fitted:
+            return
         if value is not None and (self.best is None or value > self.best):
             self.best, self.at_best = value, self.values
             trainer.save_checkpoint(self.path)

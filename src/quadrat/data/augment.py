@@ -1,7 +1,7 @@
 """Change a picture and its truth together, by albumentations.
 
 Every object is a numbered row: boxes carry the numbers, and masks, joints and captions follow the numbers that survive.
-Proposals are more such rows behind those of the objects. Outlines and joints travel as points, so that no mask is drawn here.
+Outlines, joints and the corners of proposals travel as points: no mask is drawn here, and no crop is made to suit proposals.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _moved_by(points: np.ndarray, field: np.ndarray) -> np.ndarray:
 class Augment:
     """A list of albumentations transforms applied to a Sample; what is drawn is a function of the seed alone.
 
-    An object whose box keeps less than ``min_visibility`` of its area, or less than ``min_area`` pixels, is dropped.
+    An object or proposal whose box keeps less than ``min_visibility`` of its area, or less than ``min_area`` pixels, is dropped.
     ``flip_pairs`` are the joints that change names in a mirror.
     """
 
@@ -140,6 +140,7 @@ class Augment:
             if hasattr(transform, "fill_mask"):  # what a pad or a turn uncovers has no class
                 transform.fill_mask = IGNORE_INDEX  # pyright: ignore[reportAttributeAccessIssue]
         self.flip_pairs = tuple(flip_pairs)
+        self.min_visibility, self.min_area = min_visibility, min_area
         with warnings.catch_warnings():  # a list of colour changes alone has no use for boxes, and that is fine
             warnings.filterwarnings("ignore", message="Got processor for")
             self.compose = A.Compose(
@@ -156,11 +157,10 @@ class Augment:
         self._seed(seed)
         targets = sample.targets
         points = _Points(targets)
-        boxes = _all_boxes(targets)
         result = self.compose(
             image=np.ascontiguousarray(sample.image),
-            bboxes=boxes,
-            rows=np.arange(len(boxes)),
+            bboxes=targets.boxes.numpy(),
+            rows=np.arange(len(targets)),
             keypoints=points.flat,
             **_planes(targets),
         )
@@ -174,12 +174,10 @@ class Augment:
     def _rebuilt(self, result: dict[str, Any], targets: Targets, points: _Points) -> Sample:
         image = result["image"]
         size = (image.shape[0], image.shape[1])
-        numbers = torch.from_numpy(np.asarray(result["rows"], dtype=np.int64).reshape(-1))
-        every = torch.from_numpy(np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4))
+        rows = [int(row) for row in result["rows"]]
+        boxes = torch.from_numpy(np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4))
         # the way to relative coordinates and back costs the last digit
-        every = clip(every[None], torch.tensor([size]))[0]
-        own = numbers < len(targets)
-        rows, boxes = numbers[own].tolist(), every[own]
+        boxes = clip(boxes[None], torch.tensor([size]))[0]
         kept = targets.rows(rows)
         moved = points.moved(result["keypoints"], size)
         share = area(boxes) / area(kept.boxes).clamp(min=1e-6)
@@ -192,14 +190,9 @@ class Augment:
             masks=None if kept.masks is None else _masks(rows, targets, moved, result.get("masks")),
             keypoints=None if kept.keypoints is None else moved.joints(rows, targets, self.flip_pairs),
             semantic=None if targets.semantic is None else torch.from_numpy(np.ascontiguousarray(result["mask"])),
-            proposals=None if targets.proposals is None else every[~own],
+            proposals=None if targets.proposals is None else moved.proposals(self.min_visibility, self.min_area),
         )
         return Sample(image, changed)
-
-
-def _all_boxes(targets: Targets) -> np.ndarray:
-    """The boxes of the objects, and behind them the proposals: (M + P, 4)."""
-    return (targets.boxes if targets.proposals is None else torch.cat([targets.boxes, targets.proposals])).numpy()
 
 
 def _each(transforms: Sequence[Any]) -> Iterator[Any]:
@@ -229,7 +222,7 @@ def _planes(targets: Targets) -> dict[str, Any]:
 
 
 class _Points:
-    """Three sentinels, every joint, and every vertex of every outline in one array, and the way back.
+    """Three sentinels, every joint, the corners of every proposal, every vertex of every outline in one array, and the way back.
 
     The sentinels are three corners of the picture: what becomes of them tells the scale and whether there was a mirror.
     """
@@ -240,22 +233,31 @@ class _Points:
         keypoints = targets.keypoints
         joints = np.zeros((0, 2), np.float32) if keypoints is None else keypoints[..., :2].reshape(-1, 2).numpy()
         outlines = [polygon for mask in targets.masks or () if isinstance(mask, list) for polygon in mask]
-        self.joints, self.size = len(joints), targets.size
-        self.flat = np.concatenate([sentinels, joints, *outlines]).astype(np.float32) - PIXEL_CENTRE
+        corners = np.zeros((0, 2), np.float32) if targets.proposals is None else _corners(targets.proposals.numpy())
+        self.ends, self.size = np.cumsum([3, len(joints), len(corners)]), targets.size
+        self.flat = np.concatenate([sentinels, joints, corners, *outlines]).astype(np.float32) - PIXEL_CENTRE
 
     def moved(self, flat: Any, size: tuple[int, int]) -> _Moved:
         """Where the points are now, in a picture of this size (H, W)."""
         flat = np.asarray(flat, dtype=np.float32).reshape(-1, 2) + PIXEL_CENTRE
         height, width = self.size
         axes = (flat[1:3] - flat[0]).astype(np.float64) / [[width], [height]]
-        return _Moved(axes, flat[3 : 3 + self.joints], flat[3 + self.joints :], size)
+        _, joints, corners, vertices = np.split(flat, self.ends)
+        return _Moved(axes, joints, corners, vertices, size)
+
+
+def _corners(boxes: np.ndarray) -> np.ndarray:
+    """The four corners of boxes (N, 4), one box after the other: (4 N, 2)."""
+    return boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]].reshape(-1, 2)
 
 
 class _Moved:
     """The points after the change; ``axes`` (2, 2) are the x and the y direction of the old picture in the new one."""
 
-    def __init__(self, axes: np.ndarray, joints: np.ndarray, vertices: np.ndarray, size: tuple[int, int]) -> None:
-        self.axes, self.flat_joints, self.vertices, self.size = axes, joints, vertices, size
+    def __init__(
+        self, axes: np.ndarray, joints: np.ndarray, corners: np.ndarray, vertices: np.ndarray, size: tuple[int, int]
+    ) -> None:
+        self.axes, self.flat_joints, self.corners, self.vertices, self.size = axes, joints, corners, vertices, size
 
     @property
     def mirrored(self) -> bool:
@@ -282,6 +284,14 @@ class _Moved:
         inside = ((joints[..., :2] >= 0) & (joints[..., :2] <= limit)).all(-1)
         labelled = (joints[..., 2] > 0) & inside
         return torch.where(labelled[..., None], joints, 0.0)
+
+    def proposals(self, min_visibility: float, min_area: float) -> torch.Tensor:
+        """The boxes (P, 4) round each proposal's corners, cut to the picture; those of which too little is left are dropped."""
+        corners = torch.from_numpy(self.corners).reshape(-1, 4, 2)
+        whole = torch.cat([corners.amin(1), corners.amax(1)], dim=1)
+        boxes = clip(whole[None], torch.tensor([self.size]))[0]
+        left = area(boxes)
+        return boxes[(left >= min_visibility * area(whole)) & (left >= min_area)]
 
     def outlines(self, targets: Targets) -> list[Mask | None]:
         """Every row's outline with its vertices where they are now; None for a row that has an RLE."""

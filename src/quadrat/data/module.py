@@ -147,6 +147,11 @@ class DataModule(LightningDataModule):
         proposals: KnownProposals | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(proposals, Mapping):
+            raise ValueError(
+                f"data.proposals has settings {list(proposals)} and no finder: an experiment's are for its own model, begin with "
+                f"experiment=none, or choose one with data/proposals=selective_search"
+            )
         self.weigh_pixels, self.proposals = weigh_pixels, proposals
         self.limit = limit
         self.make_source, self.splits = source, dict(splits)

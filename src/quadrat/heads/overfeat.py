@@ -17,7 +17,7 @@ from quadrat.structures import Batch
 
 
 @dataclass(frozen=True)
-class WindowGrid:
+class DenseWindows:
     """Windows of a map: ``bins`` x ``bins`` cells of a max pooling by ``pool``, one window beginning at each ``every``-th cell.
 
     A plain net steps by a whole pooling (``every`` = ``pool``). OverFeat runs the pooling from each of its pool x pool offsets
@@ -79,7 +79,7 @@ class DenseLayers(nn.Module):
         self,
         channels: int,
         outputs: int,
-        grid: WindowGrid,
+        grid: DenseWindows,
         *,
         hidden: int = 4096,
         last: int = 4096,

@@ -21,7 +21,8 @@ class Model(nn.Module):
 
     ``result`` is the kind that ``predict`` returns, ``adds`` the optional fields of it that the model fills. ``reading_names``
     are the scalars that ``readings`` returns. ``staged`` are the beginnings of the names of parameters that weights to begin from
-    may lack: those of a coarser net of the family.
+    may lack: those of a coarser net of the family; ``fitted_late`` those of what a model of the family may do without.
+    ``reads_proposals``: its pictures must bring regions found beforehand.
     """
 
     loss_names: tuple[str, ...]
@@ -29,6 +30,8 @@ class Model(nn.Module):
     adds: tuple[str, ...] = ()
     reading_names: tuple[str, ...] = ()
     staged: tuple[str, ...] = ()
+    fitted_late: tuple[str, ...] = ()
+    reads_proposals: bool = False
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """Everything that losses and predictions share: maps by name."""
@@ -56,7 +59,12 @@ class Model(nn.Module):
 
 @runtime_checkable
 class FitsLate(Protocol):
-    """A model of which parts are fitted once, when the network has been trained: before the last validation of a run."""
+    """A model of which parts are fitted once, when the network has been trained: before the last validation of a run.
+
+    ``fitted`` () is true from then on.
+    """
+
+    fitted: Tensor
 
     def finish(
         self, batches: Iterable[Batch], folder: str | Path, *, rank: int, world: int, barrier: Callable[[], Any]

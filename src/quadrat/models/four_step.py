@@ -14,6 +14,8 @@ from quadrat.models import regions
 from quadrat.models.regions import Regions
 from quadrat.structures import Batch, Detections
 
+REMEDY = "model=faster_rcnn_vgg or faster_rcnn_fpn, or callbacks=default"
+
 FRONT = "front."
 """Before the names of the maps that the proposer reads while it has a trunk of its own."""
 
@@ -31,6 +33,10 @@ class FourStep(Regions):
 
     def __init__(self, backbone: Backbone, *parts: Any, **settings: Any) -> None:
         super().__init__(backbone, *parts, **settings)
+        if not self.proposer.loss_names:
+            raise ValueError(
+                f"four steps need a proposer that learns, {type(self.proposer).__name__} does not: {REMEDY}"
+            )
         self.front = nn.ModuleDict({"backbone": copy.deepcopy(backbone), "neck": copy.deepcopy(self.neck)})
         self.own = backbone.frozen_stages, backbone.frozen_norm
         self.register_buffer("step", torch.tensor(1))
@@ -96,10 +102,10 @@ def _module(part: Any) -> nn.Module:
 
 
 def assemble(*parts: Any, **settings: Any) -> FourStep:
-    """As `regions.assemble`, to be trained in four steps."""
-    return _in_four_steps(regions.assemble(*parts, **settings))
-
-
-def _in_four_steps(whole: Regions) -> FourStep:
+    """As `regions.assemble`, to be trained in four steps; ValueError for the parts of a model that is joined in another way."""
+    try:
+        whole = regions.assemble(*parts, **settings)
+    except TypeError as error:
+        raise ValueError(f"callbacks=four_steps cannot join the parts of this model ({error}): {REMEDY}") from error
     mean, std = whole.normalise.mean, whole.normalise.std
     return FourStep(whole.backbone, whole.neck, whole.proposer, whole.sampler, whole.box, mean=mean, std=std)

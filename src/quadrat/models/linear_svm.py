@@ -61,7 +61,7 @@ class LinearSVMs(nn.Module):
         hard: float = -1.0001,
         easy: float = -1.2,
         retrain_after: int = 2000,
-        threshold: float = -1.0,
+        threshold: float = -1000.0,
     ) -> None:
         super().__init__()
         if easy > hard:

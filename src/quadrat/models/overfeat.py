@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from quadrat.backbones.base import Backbone
 from quadrat.heads.box_code import BoxCode
-from quadrat.heads.overfeat import DenseLayers, WindowGrid, WindowSampler, middle_inside
+from quadrat.heads.overfeat import DenseLayers, DenseWindows, WindowSampler, middle_inside
 from quadrat.losses.boxes import BoxLoss, Coded
 from quadrat.losses.classification import cross_entropy, masked_mean
 from quadrat.models.base import IMAGENET_MEAN, IMAGENET_STD, Model, Normalise
@@ -39,7 +39,7 @@ class OverFeat(Model):
         self,
         backbone: Backbone,
         map: str,
-        grid: WindowGrid,
+        grid: DenseWindows,
         classifier: DenseLayers,
         regressor: DenseLayers,
         code: BoxCode,
@@ -153,7 +153,7 @@ def assemble(
     schema: Schema,
     backbone: Backbone,
     map: str,
-    grid: WindowGrid,
+    grid: DenseWindows,
     classifier: Callable[..., DenseLayers],
     regressor: Callable[..., DenseLayers],
     code: BoxCode,

@@ -18,11 +18,14 @@ from quadrat.heads.regions import RegionHead, RegionSampler
 from quadrat.models.base import IMAGENET_MEAN, IMAGENET_STD, Model, Normalise
 from quadrat.necks.select import Select
 from quadrat.proposers.base import Proposer
+from quadrat.proposers.precomputed import Precomputed
 from quadrat.structures import Batch, Detections, Schema
 
 
 class Regions(Model):
     """backbone -> neck -> proposer -> sampled regions -> box head; its terms are the proposer's and the head's."""
+
+    fitted_late = ("svm.", "ridge.", "fitted")
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class Regions(Model):
         self.proposer, self.box = proposer, box
         self.sampler = sampler
         self.loss_names = (*proposer.loss_names, *box.loss_names)
+        self.reads_proposals = isinstance(proposer, Precomputed)
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         return self.neck(self.backbone(self.normalise(batch.images, batch.sizes)))

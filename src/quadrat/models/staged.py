@@ -43,7 +43,7 @@ class Staged(Regions):
     where a margin is 0.
     """
 
-    staged = ("svm.", "ridge.", "fitted")
+    staged = Regions.fitted_late
 
     box: RegionClass
     fitted: Tensor

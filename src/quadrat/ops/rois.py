@@ -131,23 +131,26 @@ def pyramid_pool(
 ) -> Tensor:
     """Largest values in n x n cells for each n of ``bins``: (B * R, D * sum of n * n) (SPPNet, section 4.1).
 
-    A region takes the cells of the map whose centres lie inside it, the nearest one where there is none.
+    A region takes the cells of the map whose centres lie inside it, the nearest one where there is none (`cells_inside`).
     """
 
     def pool(features: Tensor, rows: Tensor, stride: float) -> Tensor:
-        whole_cells = torch.cat([rows[:, :1], cells_inside(rows[:, 1:], stride)], dim=1)
+        last = constant((features.shape[3] - 1, features.shape[2] - 1) * 2, torch.float32, rows.device)
+        whole_cells = torch.cat([rows[:, :1], torch.minimum(cells_inside(rows[:, 1:], stride), last)], dim=1)
         return torch.cat([_roi_pool(features, whole_cells, (n, n), 1.0).flatten(1) for n in bins], dim=1)
 
     return _from_own_map(maps, strides, boxes, levels, pool)
 
 
 def cells_inside(boxes: Tensor, stride: float) -> Tensor:
-    """First and last cells (..., 4), inclusive, whose centres, ``stride`` times their numbers, lie inside boxes (..., 4).
+    """First and last cells (..., 4), inclusive, whose centres lie inside boxes (..., 4).
 
-    Left and top are floor(x / S) + 1, right and bottom ceil(x / S) - 1 (SPPNet, appendix A).
+    The centre of cell i is pixel i times ``stride``. In numbers of pixels, left and top are floor(x / S) + 1, right and bottom
+    ceil(x / S) - 1 (SPPNet, appendix A); a pixel lies half a unit behind its number in our coordinates.
     """
-    first, last = torch.floor(boxes[..., :2] / stride) + 1, torch.ceil(boxes[..., 2:] / stride) - 1
-    middle = torch.round((boxes[..., :2] + boxes[..., 2:]) / (2 * stride))
+    pixels = boxes - 0.5
+    first, last = torch.floor(pixels[..., :2] / stride) + 1, torch.ceil(pixels[..., 2:] / stride) - 1
+    middle = torch.round((pixels[..., :2] + pixels[..., 2:]) / (2 * stride)).clamp(min=0)
     some = last >= first
     return torch.cat([torch.where(some, first, middle), torch.where(some, last, middle)], dim=-1)
 
@@ -173,12 +176,14 @@ def _from_own_map(
     It is pooled from every map, with an empty box on all but its own, which keeps the shapes fixed.
     """
     image, flat, level = _images(boxes), boxes.float().reshape(-1, 4), levels.reshape(-1)
-    pooled = []
+    total: Tensor | None = None
     for index, (features, stride) in enumerate(zip(maps, strides, strict=True)):
         here = (level == index)[:, None]
         result = pool(features.float(), torch.cat([image, torch.where(here, flat, 0.0)], dim=1), stride)
-        pooled.append(torch.where(here.view(-1, *[1] * (result.ndim - 1)), result, 0.0))
-    return torch.stack(pooled).sum(0) if len(pooled) > 1 else pooled[0]
+        own = torch.where(here.view(-1, *[1] * (result.ndim - 1)), result, 0.0)
+        total = own if total is None else total + own
+    assert total is not None
+    return total
 
 
 def _images(boxes: Tensor) -> Tensor:

@@ -9,6 +9,11 @@ from quadrat.backbones.base import Features
 from quadrat.ops.boxes import area
 from quadrat.structures import Batch, Proposals
 
+LACKING = (
+    "this model reads regions found beforehand, and the data has none: add data/proposals=selective_search (or sliding_windows, "
+    "or file)"
+)
+
 
 class Precomputed(nn.Module):
     """Hands on the best ``train_limits`` regions of each picture in training, ``test_limits`` otherwise; it learns nothing.
@@ -29,10 +34,7 @@ class Precomputed(nn.Module):
     def propose(self, judged: None, batch: Batch, limits: int) -> Proposals:
         """The first ``limits`` regions of each picture; they have no scores but their order."""
         if batch.proposals is None:
-            raise ValueError(
-                "this model reads regions found beforehand, and the data has none: add data/proposals=selective_search "
-                "(or sliding_windows, or file)"
-            )
+            raise ValueError(LACKING)
         boxes = batch.proposals[:, :limits]
         order = torch.linspace(1, 0, boxes.shape[1] + 1, device=boxes.device)[:-1]
         return Proposals(boxes, order.expand(len(boxes), -1), area(boxes) > 0)

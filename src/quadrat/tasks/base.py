@@ -19,7 +19,7 @@ from quadrat.losses.weighting import Moment, Weighting
 from quadrat.models.base import FitsLate, Model
 from quadrat.structures import Batch, Result, Schema
 from quadrat.tasks.backward import Backward
-from quadrat.tasks.late import fit_late, limited
+from quadrat.tasks.late import check_late, fit_late, limited, see_to_last_validation
 from quadrat.tasks.schedules import Schedule
 
 _STREAMS = {"train": 0, "val": 1, "test": 1}
@@ -101,6 +101,8 @@ class Task(LightningModule):
     def setup(self, stage: str) -> None:
         if stage == "fit":
             self.gradients.prepare(sharded=self.device_mesh is not None, batches=self.trainer.accumulate_grad_batches)
+            if isinstance(self.model, FitsLate):
+                check_late(self.trainer, sharded=self.device_mesh is not None)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         place = self._draw_from("train", batch_idx)
@@ -201,9 +203,14 @@ class Task(LightningModule):
         self.weighting.end_epoch(named)
         self.epoch_sums = None
 
+    def on_train_start(self) -> None:
+        if isinstance(self.model, FitsLate):
+            see_to_last_validation(self.trainer)  # a run may go on inside its last epoch
+
     def on_train_epoch_start(self) -> None:
         if isinstance(self.model, FitsLate):
             self.model.unfit()
+            see_to_last_validation(self.trainer)
 
     def on_validation_epoch_start(self) -> None:
         """After the callbacks' hooks of this name, in which averaged weights take the place of the latest."""

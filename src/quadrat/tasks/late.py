@@ -13,6 +13,25 @@ from quadrat.models.base import FitsLate
 from quadrat.structures import Batch
 
 
+def check_late(trainer: Trainer, *, sharded: bool) -> None:
+    """Raise ValueError for a run at whose end nothing can be fitted."""
+    if sharded:
+        raise ValueError(
+            "SVMs and ridge regressions are fitted to whole weights, of which a rank holds a part: trainer=ddp"
+        )
+    if trainer.limit_val_batches == 0:
+        raise ValueError(
+            "SVMs and ridge regressions are fitted before the last validation, and trainer.limit_val_batches=0 leaves none: take "
+            "it away, or choose the softmax alone with model.svm=null model.ridge=null"
+        )
+
+
+def see_to_last_validation(trainer: Trainer) -> None:
+    """Behind the last epoch there is a validation, however seldom there are others."""
+    if trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs:
+        trainer.check_val_every_n_epoch = 1
+
+
 def fit_late(model: FitsLate, trainer: Trainer) -> None:
     """A run that is stopped meanwhile does this validation again, with the features that are on disk."""
     with trainer.precision_plugin.forward_context():

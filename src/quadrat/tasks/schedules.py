@@ -67,8 +67,12 @@ class InTurn:
         if not self.shares or min(self.shares) <= 0:
             raise ValueError(f"schedule.shares are numbers above 0, got {list(self.shares)}")
 
-    def __call__(self, step: int, total: int) -> float:
+    def turn(self, step: int, total: int) -> tuple[int, int, int]:
+        """The number from 0 of the part that an optimiser step belongs to, where that part begins, and where it ends."""
         ends = [round(total * end / sum(self.shares)) for end in accumulate(self.shares)]
         part = min(sum(step >= end for end in ends), len(ends) - 1)
-        start = ends[part - 1] if part else 0
-        return self.each(step - start, ends[part] - start)
+        return part, ends[part - 1] if part else 0, ends[part]
+
+    def __call__(self, step: int, total: int) -> float:
+        _, start, end = self.turn(step, total)
+        return self.each(step - start, end - start)

@@ -11,12 +11,13 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 import hydra.errors
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def conf_dir() -> Path:
 def compose(name: str = "train", overrides: list[str] | None = None) -> DictConfig:
     """The config of a command, as in `quadrat-<name> <overrides>`, for notebooks and tests."""
     register_resolvers()
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    within = GlobalHydra.instance().is_initialized()  # a command that composes the configs of others
+    with nullcontext() if within else hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return hydra.compose(name, overrides or [])
 
 

@@ -387,8 +387,8 @@ class FromFile:
     def find(self, image: np.ndarray) -> Tensor:
         """A file cannot know: ValueError."""
         raise ValueError(
-            f"{self.path} has proposals for the pictures of a data set only; choose what finds them in any picture: "
-            f"data/proposals=selective_search"
+            f"{self.path} has proposals for the pictures of a data set only; a run that was trained with "
+            f"data/proposals=selective_search finds them in any picture"
         )
 
 

@@ -100,15 +100,27 @@ def test_deeppose_learns_eight_persons_by_heart(tmp_path: Path) -> None:
     assert first["pcp"] >= 0.95
 
 
+SMALL = "+data.source.size=[128,128]"
 FINE = ("model.neck.names=[c3]", "model.proposer.anchors.scales=[2,4,8]")
 FEW = ("model.proposer.train_limits=[500,128]", "model.proposer.test_limits=[300,100]")
 FOUND = ("data.proposals.finder.width=null", "data.proposals.finder.min_side=8")
 REGIONS = {
-    "sliding_window": (80, ("model.pool.size=32", "model.sampler.count=128", "data.batch_size=4")),
-    "fast_rcnn": (60, (*FOUND, "model.neck.names=[c3]", "model.layers.hidden=256")),
+    "sliding_window": (80, (SMALL, "model.pool.size=32", "model.sampler.count=128", "data.batch_size=4")),
+    "rcnn": (
+        150,
+        (
+            "model.pool.size=48",
+            "model.pool.bins=3",
+            "model.pool.context=4",
+            "model.layers.hidden=128",
+            "data.batch_size=4",
+        ),
+    ),
+    "fast_rcnn": (60, (SMALL, *FOUND, "model.neck.names=[c3]", "model.layers.hidden=256")),
     "faster_rcnn_vgg": (
         60,
         (
+            SMALL,
             *FINE,
             *FEW,
             "model/layers=two_layer",
@@ -120,7 +132,7 @@ REGIONS = {
     ),
     "faster_rcnn_c4": (
         60,
-        (*FEW, "model.proposer.anchors.scales=[1,2,4]", "model.sampler.count=64", "model.pool.bins=8"),
+        (SMALL, *FEW, "model.proposer.anchors.scales=[1,2,4]", "model.sampler.count=64", "model.pool.bins=8"),
     ),
     "rfcn": (
         120,
@@ -141,7 +153,7 @@ REGIONS = {
 @pytest.mark.parametrize("model", [pytest.param(m, marks=pytest.mark.ci if m == "fast_rcnn" else ()) for m in REGIONS])
 def test_regions_learn_eight_pictures_by_heart(tmp_path: Path, model: str) -> None:
     epochs, settings = REGIONS[model]
-    assert region_ap50(tmp_path, model, epochs, "model/backbone=tiny", "+data.source.size=[128,128]", *settings) >= 0.9
+    assert region_ap50(tmp_path, model, epochs, "model/backbone=tiny", *settings) >= 0.9
 
 
 def region_ap50(logs: Path, model: str, epochs: int, *settings: str) -> float:

@@ -134,15 +134,20 @@ REGIONS = {
         60,
         (SMALL, *FEW, "model.proposer.anchors.scales=[1,2,4]", "model.sampler.count=64", "model.pool.bins=8"),
     ),
-    "rfcn": (
-        120,
+    "rfcn": (  # its cells are whole cells of the map, so that objects want to be large on it
+        450,
         (
-            *FINE,
             *FEW,
+            "+data.source.size=[256,256]",
+            "model.neck.names=[c3]",
             "model.proposer.maps=[c3]",
-            "model.box.hidden=128",
+            "model.proposer.anchors.scales=[4,8,16]",
+            "model.box.bins=3",
+            "model.box.hidden=256",
             "model.sampler.count=128",
-            "model.box.mining.count=64",
+            "model.box.mining.count=96",
+            "data.batch_size=4",
+            "optimizer.lr=1e-3",
         ),
     ),
 }

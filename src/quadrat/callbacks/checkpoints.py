@@ -168,7 +168,7 @@ class BestCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         value = self.values.get(self.monitor)
-        model = pl_module.model
+        model = getattr(pl_module, "model", None)
         if isinstance(model, FitsLate) and not model.fitted:
             return
         if value is not None and (self.best is None or value > self.best):

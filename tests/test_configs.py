@@ -23,6 +23,7 @@ OPTIONS = [
     str(file.relative_to(CONF).with_suffix(""))
     for file in sorted(CONF.rglob("*/*.yaml"))
     if file.relative_to(CONF).parts[0] not in ("experiment", "hydra", "bench")
+    and file.parent not in (CONF / "model", CONF / "loss")  # composed below, a model with its loss
 ]
 
 

@@ -19,7 +19,8 @@ def test_faster_rcnn_learns_eight_pictures_by_heart(tmp_path: Path) -> None:
         "trainer=overfit",
         "callbacks.checkpoints=null",
         "trainer.enable_progress_bar=false",
-        "trainer.check_val_every_n_epoch=150",
+        "trainer.max_epochs=100",
+        "trainer.check_val_every_n_epoch=100",
     ]
     config = compose("train", overrides)
     train(config)
@@ -81,7 +82,6 @@ def last(run: Run) -> dict[str, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_localizer_learns_eight_pictures_by_heart(tmp_path: Path) -> None:
     task = ("task=localization", "monitor=val/top1", "model.size=[64,64]")
     found = last(one_object_learned(tmp_path, "localizer", "shapes_single", 100, *task))
@@ -155,7 +155,7 @@ REGIONS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [pytest.param(m, marks=pytest.mark.ci if m == "fast_rcnn" else ()) for m in REGIONS])
+@pytest.mark.parametrize("model", REGIONS)
 def test_regions_learn_eight_pictures_by_heart(tmp_path: Path, model: str) -> None:
     epochs, settings = REGIONS[model]
     assert region_ap50(tmp_path, model, epochs, "model/backbone=tiny", *settings) >= 0.9

@@ -104,10 +104,8 @@ def rows(run: Run) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize(
-    "signum",
-    [signal.SIGTERM, *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGUSR1, signal.SIGINT))],
-)
+@pytest.mark.slow  # CI has the cluster's own preemption of two nodes
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_signal_to_the_parent_stops_all_ranks_at_one_step(whole: Run, tmp_path: Path, signum: signal.Signals) -> None:
     process = start(tmp_path, "trainer.devices=2")
     wait(lambda: steps(tmp_path) > 5, process)
@@ -206,6 +204,7 @@ def test_sweep_of_jobs_of_several_processes(tmp_path: Path) -> None:
     assert {run.status["state"] for run in runs} == {"done"}
 
 
+@pytest.mark.slow
 def test_ranks_with_different_settings_refuse(tmp_path: Path) -> None:
     """As when each process draws its own values: nobody trains, and the setting is named."""
     with socket.socket() as probe:

@@ -397,7 +397,7 @@ def test_waiting_for_processes_of_this_machine(pid: int, waits: bool, tmp_path: 
 # --- by Hydra ---
 
 
-@pytest.mark.parametrize("launcher", ["local_gpus", "slurm"])
+@pytest.mark.parametrize("launcher", ["local_gpus", pytest.param("slurm", marks=pytest.mark.slow)])
 def test_launcher_config_alone_makes_a_sweep_of_one(launcher: str, tmp_path: Path, cluster: Path) -> None:
     gpus = ["launcher.gpus=[0]"] if launcher == "local_gpus" else ["launcher.partition=some"]
     done = subprocess.run(

@@ -54,7 +54,9 @@ def batches(samples: Sequence[Sample], size: int = 2) -> list[Batch]:
     return [Batch.collate(samples[start : start + size]) for start in range(0, len(samples), size)]
 
 
-def staged(*, svm: Any = LinearSVMs, ridge: Any = RidgeBoxes, map: str = "c1", seed: int = 0) -> Staged:
+def staged(
+    *, svm: Any = LinearSVMs, ridge: Any = RidgeBoxes, box: Any = RegionClass, map: str = "c1", seed: int = 0
+) -> Staged:
     """A small network as it begins, whose class scores are spread out, or all would tie; its first map tells colours."""
     torch.manual_seed(seed)
     model = assemble(
@@ -65,7 +67,7 @@ def staged(*, svm: Any = LinearSVMs, ridge: Any = RidgeBoxes, map: str = "c1", s
         pool=partial(RoIAlign, bins=3),
         layers=partial(TwoLayer, hidden=48),
         sampler=RegionSampler(count=32),
-        box=RegionClass,
+        box=box,
         svm=svm,
         ridge=ridge,
     )
@@ -327,17 +329,7 @@ def test_regions_that_the_trunk_sees_by_themselves_are_fitted_alike(tmp_path: Pa
 
 def test_a_head_of_another_kind_is_refused() -> None:
     with pytest.raises(ValueError, match=r"RegionClass, and the head is RegionBox: choose model=rcnn or model=sppnet"):
-        assemble(
-            SCHEMA,
-            backbone=Tiny(width=8),
-            neck=partial(Select, names=("c3",)),
-            proposer=Precomputed,
-            pool=partial(RoIAlign, bins=3),
-            layers=partial(TwoLayer, hidden=48),
-            sampler=RegionSampler(count=32),
-            box=RegionBox,
-            svm=LinearSVMs,
-        )
+        staged(ridge=None, box=RegionBox)
 
 
 def test_shapes_of_the_fits() -> None:

@@ -69,9 +69,12 @@ def test_same_settings_same_boxes() -> None:
     assert repr(find) == "SelectiveSearch(mode='fast', width=None, min_side=5, seed=0)"
 
 
+SLOW: dict = {"mode": "slow"}
+
+
 def test_settings_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="single, fast, quality, got 'slow'"):
-        SelectiveSearch("slow")  # type: ignore[arg-type]
+        SelectiveSearch(**SLOW)
     with pytest.raises(ValueError, match=r"width is a number of pixels or None .* got 0"):
         SelectiveSearch(width=0)
 

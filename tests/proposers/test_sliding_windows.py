@@ -83,6 +83,6 @@ def test_settings_that_cannot_be(settings: dict, said: str) -> None:
 
 
 def test_settings_from_a_config_are_frozen() -> None:
-    listed = SlidingWindows(scales=[1.0], ratios=[1.0])  # type: ignore[arg-type]
+    listed = SlidingWindows(scales=[1.0], ratios=[1.0])
     assert listed == SlidingWindows(scales=(1.0,), ratios=(1.0,))
     assert repr(listed) == "SlidingWindows(scales=(1.0,), ratios=(1.0,), stride=0.25)"

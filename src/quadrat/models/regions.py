@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -94,22 +95,10 @@ def assemble(
     )
 
 
-def assemble_c4(
-    schema: Schema,
-    backbone: Backbone,
-    neck: Callable[[Features], Neck],
-    proposer: Callable[[Features], Proposer],
-    pool: Callable[[Features], RegionPool],
-    layers: Callable[..., nn.Module],
-    sampler: RegionSampler,
-    box: Callable[..., RegionHead],
-    *,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-) -> Regions:
+def assemble_c4(schema: Schema, backbone: Backbone, *, layers: Callable[..., nn.Module], **parts: Any) -> Regions:
     """The like where the trunk's last stage is the head's hidden layers (He et al., CVPR 2016, appendix A: "C4")."""
     trunk, stage = backbone.without_last_stage()
-    return assemble(schema, trunk, neck, proposer, pool, partial(layers, stage), sampler, box, mean=mean, std=std)
+    return assemble(schema, trunk, layers=partial(layers, stage), **parts)
 
 
 def assemble_warped(

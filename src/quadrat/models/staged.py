@@ -17,18 +17,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from quadrat.backbones.base import Backbone, Features
 from quadrat.heads.region_class import RegionClass
-from quadrat.heads.regions import RegionSampler
 from quadrat.heads.suppressed import suppressed
 from quadrat.models import regions
-from quadrat.models.base import IMAGENET_MEAN, IMAGENET_STD
 from quadrat.models.feature_cache import FeatureCache, halves, read_arrays, write_arrays
 from quadrat.models.linear_svm import Examples, LinearSVMs
 from quadrat.models.regions import Regions
 from quadrat.models.ridge_boxes import CODER, Moves, RidgeBoxes
 from quadrat.ops.boxes import area, encode, intersection, over_union
-from quadrat.proposers.base import Proposer
 from quadrat.structures import Batch, Detections, Schema
 
 _REGIONS = "labels"
@@ -50,18 +46,13 @@ class Staged(Regions):
 
     def __init__(
         self,
-        backbone: Backbone,
-        neck: Features,
-        proposer: Proposer,
-        sampler: RegionSampler,
-        box: RegionClass,
-        *,
+        *parts: Any,
         svm: Callable[[int, int], LinearSVMs] | None = None,
         ridge: Callable[[int, int], RidgeBoxes] | None = None,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        **look: Any,
     ) -> None:
-        super().__init__(backbone, neck, proposer, sampler, box, mean=mean, std=std)
+        super().__init__(*parts, **look)
+        box = self.box
         if not isinstance(box, RegionClass):
             raise ValueError(
                 f"SVMs and ridge regression look at the hidden features of quadrat.heads.region_class.RegionClass, and the head "

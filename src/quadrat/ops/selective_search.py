@@ -88,11 +88,11 @@ def _hierarchies(image: NDArray[np.uint8], version: Version) -> Iterator[NDArray
 
 
 def hsv(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)  # type: ignore[return-value]
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL), np.uint8)
 
 
 def lab(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return cv2.cvtColor(image, cv2.COLOR_RGB2LAB)  # type: ignore[return-value]
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), np.uint8)
 
 
 def rgi(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -107,7 +107,7 @@ def hue(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def intensity(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]  # type: ignore[return-value]
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)[..., None]
 
 
 COLOUR_SPACES: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {

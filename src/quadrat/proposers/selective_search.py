@@ -51,4 +51,4 @@ class SelectiveSearch:
             return image
         size = (self.width, max(1, round(height * self.width / width)))
         way = cv2.INTER_AREA if self.width < width else cv2.INTER_LINEAR
-        return cv2.resize(image, size, interpolation=way)  # type: ignore[return-value]
+        return np.asarray(cv2.resize(image, size, interpolation=way), np.uint8)

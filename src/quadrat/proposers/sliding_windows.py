@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +20,8 @@ class SlidingWindows:
     Large windows come first: they are few, and a list that is cut short still looks everywhere at the sizes it has.
     """
 
-    scales: tuple[float, ...] = (1.0, 0.7, 0.5, 0.35, 0.25)
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    scales: Sequence[float] = (1.0, 0.7, 0.5, 0.35, 0.25)
+    ratios: Sequence[float] = (0.5, 1.0, 2.0)
     stride: float = 0.25
 
     def __post_init__(self) -> None:
